@@ -1,0 +1,112 @@
+"""Denoisers: callables `(z, logsnr, cond=None) -> x_hat`, per example, in variance-preserving scaling."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._schedule import alpha, sigma
+
+Time = Callable[[Float[Array, ""]], Float[Array, ""]]
+
+
+def predict_x(net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any) -> Float[Array, "*x"]:
+    r"""$\hat x = net(z, t)$: the network predicts the clean data."""
+    return _evaluate(net, z, _own(time, logsnr), cond)
+
+
+def predict_eps(net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any) -> Float[Array, "*x"]:
+    r"""$\hat x = (z - \sigma\,\epsilon_\theta) / \alpha$: the network predicts the noise (Ho et al. 2020)."""
+    return (z - sigma(logsnr) * _evaluate(net, z, _own(time, logsnr), cond)) / alpha(logsnr)
+
+
+def predict_v(net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any) -> Float[Array, "*x"]:
+    r"""$\hat x = \alpha z - \sigma v_\theta$, where $v = \alpha\epsilon - \sigma x$ (Salimans & Ho 2022)."""
+    return alpha(logsnr) * z - sigma(logsnr) * _evaluate(net, z, _own(time, logsnr), cond)
+
+
+def predict_score(
+    net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any
+) -> Float[Array, "*x"]:
+    r"""$\hat x = (z + \sigma^2 s_\theta) / \alpha$: the network predicts $\nabla\ln q(z_t)$ (Song et al. 2021)."""
+    return (z + jax.nn.sigmoid(-logsnr) * _evaluate(net, z, _own(time, logsnr), cond)) / alpha(logsnr)
+
+
+def predict_flow(
+    net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any
+) -> Float[Array, "*x"]:
+    r"""$\hat x = y - \tau u_\theta(y, \tau)$: the network predicts the velocity $u = \epsilon - x$ (Liu et al. 2022).
+
+    It lives at $y = (1 - \tau)x + \tau\epsilon = z / (\alpha + \sigma)$, $\tau = \mathrm{sigmoid}(-\ell/2)$, which is
+    also the time it is given unless the denoiser names another.
+    """
+    tau, y = jax.nn.sigmoid(-logsnr / 2), z / (alpha(logsnr) + sigma(logsnr))
+    return y - tau * _evaluate(net, y, tau if time is None else time(logsnr), cond)
+
+
+def predict_edm(
+    net,
+    z: Float[Array, "*x"],
+    logsnr: Float[Array, ""],
+    time: Time | None,
+    cond: Any,
+    *,
+    sigma_data: float = 0.5,
+) -> Float[Array, "*x"]:
+    r"""$\hat x = c_{skip} y + c_{out} F_\theta(c_{in} y, \tfrac14\ln\sigma_e)$ at $y = z / \alpha$, $\sigma_e = \sigma / \alpha$.
+
+    Karras et al. 2022, table 1: $c_{skip} = \sigma_d^2 / (\sigma_e^2 + \sigma_d^2)$,
+    $c_{out} = \sigma_e\sigma_d / \sqrt{\sigma_e^2 + \sigma_d^2}$, $c_{in} = 1 / \sqrt{\sigma_e^2 + \sigma_d^2}$.
+    """
+    y, noise = z / alpha(logsnr), jnp.exp(-logsnr / 2)
+    scale = jnp.sqrt(noise**2 + sigma_data**2)
+    output = _evaluate(net, y / scale, -logsnr / 8 if time is None else time(logsnr), cond)
+    return (sigma_data / scale) ** 2 * y + noise * sigma_data / scale * output
+
+
+class Denoiser(eqx.Module):
+    r"""A network, what it predicts and the time it was trained with, as $\hat x(z, \ell, cond)$.
+
+    Args:
+        net: `(z, t, cond) -> [*x]`, per example. Any dtype; what it returns is carried on in that of `z`.
+        predict: one of the `predict_*` functions, or one of their type.
+        time: from log-SNR to the network's own time, as in `lambda l: 999 * schedule.time(l)`. None is the
+            prediction's own convention: the log-SNR itself; for `predict_flow` tau; for `predict_edm` ln(sigma_e)/4.
+    """
+
+    net: Callable[..., Any]
+    predict: Callable[..., Any] = predict_v
+    time: Time | None = None
+
+    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any] = None) -> Float[Array, "*x"]:
+        return self.predict(self.net, z, logsnr, self.time, cond)
+
+
+def denoise(
+    denoiser: Callable[..., Any], z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any]
+) -> Float[Array, "*x"]:
+    """What any denoiser predicts, of the shape (an error otherwise) and in the dtype of `z`."""
+    x_hat = denoiser(z, logsnr, cond)
+    _check_shape(type(denoiser).__name__, x_hat, z)
+    return x_hat.astype(z.dtype)
+
+
+def _own(time: Time | None, logsnr: Float[Array, ""]) -> Float[Array, ""]:
+    return logsnr if time is None else time(logsnr)
+
+
+def _evaluate(net, z: Float[Array, "*x"], time: Float[Array, ""], cond: Any) -> Float[Array, "*x"]:
+    output = net(z, time, cond)
+    _check_shape(type(net).__name__, output, z)
+    return output.astype(z.dtype)
+
+
+def _check_shape(name: str, output: Any, z: Float[Array, "*x"]) -> None:
+    if jnp.shape(output) != z.shape:
+        raise ValueError(
+            f"needs an output of one example's shape {z.shape} from {name}; got {jnp.shape(output)};"
+            " do write the network per example, without the batch axis"
+        )

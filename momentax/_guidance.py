@@ -1,0 +1,59 @@
+"""Denoisers made of denoisers: guidance and clipping, straight-through.
+
+The value is the modified one; every derivative, forward and reverse, is the bare denoiser's (section 3.3 of
+Salimans et al. 2024), so that matching moments is not disturbed by where a prediction is clipped.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+
+def guided(denoiser: Callable[..., Any], scale: float, null: PyTree[Any] = None):
+    r"""Classifier-free guidance, $\hat x_c + w(\hat x_c - \hat x_u)$ (Ho & Salimans 2022).
+
+    Args:
+        scale: w; 0 is off, and the scale of diffusers is w + 1.
+        null: the conditioning of the unconditional prediction, for one example.
+    """
+    return _Guided(denoiser, scale, null)
+
+
+def clipped(denoiser: Callable[..., Any], limit: float = 1.0):
+    r"""$\mathrm{clip}(\hat x, -c, c)$, for data in [-c, c].
+
+    Args:
+        limit: c > 0.
+    """
+    return _Clipped(denoiser, limit)
+
+
+class _Guided(eqx.Module):
+    denoiser: Callable[..., Any]
+    scale: float = eqx.field(static=True)
+    null: PyTree[Any]
+
+    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any] = None) -> Float[Array, "*x"]:
+        bare, free = self.denoiser(z, logsnr, cond), self.denoiser(z, logsnr, self.null)
+        return _straight_through(bare, bare + self.scale * (bare - free))
+
+
+class _Clipped(eqx.Module):
+    denoiser: Callable[..., Any]
+    limit: float = eqx.field(static=True)
+
+    def __check_init__(self):
+        if not self.limit > 0:
+            raise ValueError(f"needs a positive limit; got {self.limit!r}; do give the largest |x| of the data")
+
+    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any] = None) -> Float[Array, "*x"]:
+        bare = self.denoiser(z, logsnr, cond)
+        return _straight_through(bare, jnp.clip(bare, -self.limit, self.limit))
+
+
+def _straight_through(bare: Float[Array, "*x"], value: Float[Array, "*x"]) -> Float[Array, "*x"]:
+    return jax.lax.stop_gradient(value) + (bare - jax.lax.stop_gradient(bare))

@@ -1,0 +1,38 @@
+"""The optimiser of the paper's recipe."""
+
+import optax
+
+
+def paper_optimizer(
+    learning_rate: float,
+    updates: int,
+    *,
+    warmup: int = 1000,
+    clip: float = 1.0,
+    b2: float = 0.99,
+    eps: float = 1e-12,
+) -> optax.GradientTransformation:
+    r"""Clip, then Adam with $\beta_1 = 0$, warmed up and then linear to zero: appendix A of Salimans et al. 2024.
+
+    Without a first moment Adam is RMSprop with bias correction, $g / (\sqrt{\hat\nu} + \epsilon)$, in half the memory.
+
+    Args:
+        learning_rate: at the end of the warm-up. The paper does not print it; 1e-6 to 1e-5 for its networks.
+        updates: after how many the rate is zero, the warm-up's included.
+        warmup: updates from zero to `learning_rate`; at most `updates`.
+        clip: the largest global norm of a gradient.
+    """
+    if not (learning_rate > 0 and 0 <= warmup < updates):
+        raise ValueError(
+            "needs a positive learning rate and 0 <= warmup < updates;"
+            f" got {learning_rate!r}, warmup {warmup!r}, updates {updates!r}; do lower warmup"
+        )
+    rate = optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup), optax.linear_schedule(learning_rate, 0.0, updates - warmup)],
+        [warmup],
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        optax.scale_by_learning_rate(rate),
+    )

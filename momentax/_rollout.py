@@ -1,0 +1,139 @@
+"""What a loss looks at: draws of clean data and of the noisy states they are judged in.
+
+The seam between process and loss. Every example has a key of its own, folded from its global place in the batch, so
+that a draw is the same on one device and on many.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from ._contract import at_least_single, check_batch, check_key, check_steps
+from ._denoiser import denoise
+from ._process import conditional_posterior, marginal
+from ._schedule import AbstractSchedule, KarrasSchedule
+
+Times = Callable[[PRNGKeyArray, Int[Array, ""], int, Any], Float[Array, ""]]
+
+
+class Draw(NamedTuple):
+    r"""A batch of n: clean `x` (of a student, it carries the gradient), noisy `z`, its log-SNR, the conditioning."""
+
+    x: Float[Array, "n *x"]
+    z: Float[Array, "n *x"]
+    logsnr: Float[Array, " n"]
+    cond: PyTree[Any]
+
+
+def stratified(key: PRNGKeyArray, index: Int[Array, ""], count: int, dtype: Any) -> Float[Array, ""]:
+    r"""$(u + i/n) \bmod 1$ with one u for the batch: uniform on [0, 1), evenly spread over the batch.
+
+    The low-discrepancy sampler of Kingma et al. 2021, appendix I.1. Each time alone is exactly uniform.
+    """
+    return (jax.random.uniform(key, (), dtype) + index.astype(dtype) / count) % 1
+
+
+def uniform(key: PRNGKeyArray, index: Int[Array, ""], count: int, dtype: Any) -> Float[Array, ""]:
+    """Independently uniform on [0, 1), as Algorithms 2 and 3 are printed."""
+    return jax.random.uniform(jax.random.fold_in(key, index), (), dtype)
+
+
+class Forward(eqx.Module):
+    r"""The process itself: $s \sim p(s)$, $z_s \sim q(z_s | x)$ for data x.
+
+    Args:
+        times: p(s), in the schedule's time: a function `(key, index, count, dtype) -> s` for example `index` of `count`.
+        axis_name: the mesh axis (or `vmap` axis) that the batch is spread over.
+    """
+
+    schedule: AbstractSchedule = KarrasSchedule()
+    times: Times = stratified
+    axis_name: str | None = eqx.field(default=None, static=True)
+
+    def __call__(self, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None) -> Draw:
+        return _per_example(self._draw, x, key, cond, self.axis_name)
+
+    def _draw(self, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
+        logsnr = self.schedule.logsnr(place.time(self.times, x.dtype))
+        return Draw(x, marginal(x, logsnr).sample(place.key), logsnr, cond)
+
+
+class Rollout(eqx.Module):
+    r"""One step of the student's sampler: the first lines of Algorithms 2 and 3 of Salimans et al. 2024.
+
+    $s \sim p(s)$, $\delta \sim U[0, 1/k]$, $t = \min(s + \delta, 1)$; $z_t \sim q(z_t | x)$; $\tilde x = g_\eta(z_t)$;
+    $z_s \sim q(z_s | z_t, \tilde x)$, with the gradient stopped at $z_s$. A call returns the `Draw` of
+    $\tilde x$ and $z_s$, in float32 or better.
+
+    Args:
+        k: the number of steps that the student shall sample in.
+        kernel: $q(z_s | z_t, \tilde x)$, any function of `conditional_posterior`'s type.
+        times: p(s), in the schedule's time: a function `(key, index, count, dtype) -> s` for example `index` of `count`.
+        axis_name: the mesh axis (or `vmap` axis) that the batch is spread over.
+    """
+
+    schedule: AbstractSchedule = KarrasSchedule()
+    k: int = eqx.field(default=8, static=True)
+    kernel: Callable[..., Any] = conditional_posterior
+    times: Times = stratified
+    axis_name: str | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        check_steps(self.k)
+
+    def __call__(
+        self, student: Callable[..., Any], x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
+    ) -> Draw:
+        def draw(x, place, cond):
+            return self._draw(student, x, place, cond)
+
+        return _per_example(draw, x, key, cond, self.axis_name)
+
+    def _draw(self, student, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
+        key_step, key_t, key_s = jax.random.split(place.key, 3)
+        s = place.time(self.times, x.dtype)
+        t = jnp.minimum(s + jax.random.uniform(key_step, (), x.dtype) / self.k, 1)
+        logsnr_s, logsnr_t = self.schedule.logsnr(s), self.schedule.logsnr(t)
+        z_t = marginal(x, logsnr_t).sample(key_t)
+        x_tilde = denoise(student, z_t, logsnr_t, cond)
+        z_s = self.kernel(z_t, x_tilde, logsnr_s=logsnr_s, logsnr_t=logsnr_t).sample(key_s)
+        return Draw(x_tilde, lax.stop_gradient(z_s), logsnr_s, cond)
+
+
+Spread = TypeVar("Spread", Forward, Rollout)
+
+
+def over(draws: Spread, axis_name: str | None) -> Spread:
+    """The same draws, from a batch that is spread over an axis; None leaves them as they are."""
+    return draws if axis_name is None else dataclasses.replace(draws, axis_name=axis_name)
+
+
+class _Place(NamedTuple):
+    """One example's place in the global batch: the batch's key for times, its own key, its index, the count."""
+
+    shared: PRNGKeyArray
+    key: PRNGKeyArray
+    index: Int[Array, ""]
+    count: int
+
+    def time(self, times: Times, dtype: Any) -> Float[Array, ""]:
+        return times(self.shared, self.index, self.count, dtype)
+
+
+def _per_example(draw, x, key: PRNGKeyArray, cond: PyTree[Any], axis_name: str | None) -> Draw:
+    check_batch(x, cond)
+    check_key(key)
+    shared, own = jax.random.split(key)
+    first, devices = (0, 1) if axis_name is None else (lax.axis_index(axis_name), lax.axis_size(axis_name))
+
+    def one(x, index, cond):
+        return draw(x, _Place(shared, jax.random.fold_in(own, index), index, devices * n), cond)
+
+    n = x.shape[0]
+    return jax.vmap(one)(at_least_single(x), first * n + jnp.arange(n), cond)

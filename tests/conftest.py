@@ -1,0 +1,23 @@
+"""Four host devices, 64-bit numbers, strict promotion, types checked as the library runs."""
+
+import importlib.util
+import os
+import pathlib
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+if importlib.util.find_spec("beartype"):
+    install_import_hook("momentax", "beartype.beartype")
+
+hypothesis.settings.register_profile("momentax", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("momentax")
