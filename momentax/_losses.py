@@ -1,6 +1,7 @@
 """The losses, of one type: `(model, x, key, cond=None) -> scalar`, where what moves is the first argument."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._denoiser import denoise
 from ._divergence import Divergence, squared_error
+from ._parallel import varying
 from ._precondition import identity
 from ._rollout import Draw, Forward, Rollout, over, stratified
 from ._schedule import AbstractSchedule, KarrasSchedule
@@ -209,10 +211,10 @@ class _Instant(eqx.Module):
         return jnp.mean(_weights(self.weight, draw, target) * _dot(target - draw.x, tangent))
 
     def _nu(self, draw: Draw) -> PyTree[Any]:
-        grads = eqx.filter_grad(lambda teacher: _error(self, teacher, draw))(self.teacher)
-        if self.axis_name is not None:
-            grads = lax.pmean(grads, self.axis_name)
-        return self.precond(grads)
+        if self.axis_name is None:
+            return self.precond(eqx.filter_grad(partial(_error, self))(self.teacher, draw))
+        teacher = varying(self.teacher, self.axis_name)
+        return self.precond(lax.pmean(eqx.filter_grad(partial(_error, self))(teacher, draw), self.axis_name))
 
     def _tangent(self, nu: PyTree[Any], draw: Draw) -> tuple[Float[Array, "n *x"], Float[Array, "n *x"]]:
         moving, fixed = eqx.partition(self.teacher, eqx.is_inexact_array)

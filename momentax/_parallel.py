@@ -55,6 +55,19 @@ def data_parallel(step: Callable[..., Any], mesh: Mesh, axis_name: str = "data")
     return _DataParallel(step, mesh, axis_name)
 
 
+def varying(tree: PyTree[Any], axis_name: str) -> PyTree[Any]:
+    """The same arrays, each device's own: a gradient with respect to them is the device's own too."""
+    if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+
+    def own(leaf):
+        if not eqx.is_array(leaf) or axis_name in jax.typeof(leaf).manual_axis_type.varying:
+            return leaf
+        return lax.pcast(leaf, axis_name, to="varying")
+
+    return jax.tree.map(own, tree)
+
+
 class _ValueAndGrad(eqx.Module):
     loss: Callable[..., Any]
     axis_name: str | None = eqx.field(static=True)
@@ -64,7 +77,7 @@ class _ValueAndGrad(eqx.Module):
     ) -> tuple[Float[Array, ""], PyTree[Any]]:
         if self.axis_name is None:
             return eqx.filter_value_and_grad(self.loss)(model, x, key, cond)
-        loss, model = _local((self.loss, model), self.axis_name)
+        loss, model = varying((self.loss, model), self.axis_name)
         return lax.pmean(eqx.filter_value_and_grad(loss)(model, x, key, cond), self.axis_name)
 
 
@@ -103,18 +116,6 @@ class _DataParallel(eqx.Module):
         )
         dynamic = spread(jax.device_put(arrays, whole), jax.device_put(batch, split), jax.device_put(key, whole))
         return eqx.combine(dynamic, results[-1])
-
-
-def _local(tree: PyTree[Any], axis_name: str) -> PyTree[Any]:
-    if axis_name not in jax.sharding.get_abstract_mesh().manual_axes:
-        return tree
-
-    def vary(leaf):
-        if not eqx.is_array(leaf) or axis_name in jax.typeof(leaf).manual_axis_type.varying:
-            return leaf
-        return lax.pcast(leaf, axis_name, to="varying")
-
-    return jax.tree.map(vary, tree)
 
 
 def _check_divides(x: Any, devices: int) -> None:

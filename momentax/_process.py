@@ -1,4 +1,4 @@
-"""The Gaussian diffusion process: its marginals, and the kernels that step from z_t to z_s given x.
+r"""The Gaussian diffusion process: its marginals, and the kernels that step from z_t to z_s given x.
 
 The kernels are one family, that of Song et al. 2021, equation (7): with $\hat\epsilon = (z_t - \alpha_t x)/\sigma_t$,
 $z_s = \alpha_s x + \sigma_s(\rho\,\hat\epsilon + \sqrt{1 - \rho^2}\,\epsilon)$, which has the marginals of the process for

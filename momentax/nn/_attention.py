@@ -1,9 +1,11 @@
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._image import Conv, GroupNorm
+from ._image import GroupNorm, Pointwise
 
 
 class Attention(eqx.Module):
@@ -11,17 +13,33 @@ class Attention(eqx.Module):
 
     heads: int = eqx.field(static=True)
     norm: GroupNorm
-    qkv: Conv
-    out: Conv
+    qkv: Pointwise
+    out: Pointwise
 
     def __init__(self, channels: int, heads: int, *, key: PRNGKeyArray):
         self.heads = heads
         self.norm = GroupNorm(channels)
-        self.qkv = Conv(channels, 3 * channels, 1, key=key)
-        self.out = Conv(channels, channels, 1, key=None)
+        self.qkv = Pointwise(channels, 3 * channels, key=key)
+        self.out = Pointwise(channels, channels, key=None)
+
+    def __check_init__(self):
+        channels = self.out.weight.shape[0]
+        if self.heads < 1 or channels % self.heads:
+            raise ValueError(
+                f"attention needs heads that divide {channels} channels; got {self.heads}; do heads=1"
+            )
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         h, w, c = x.shape
         tokens = self.qkv(self.norm(x)).reshape(h * w, 3, self.heads, c // self.heads)
-        q, k, v = jnp.moveaxis(tokens, 1, 0)
-        return x + self.out(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
+        mixed = _attend(*jnp.moveaxis(tokens, 1, 0))
+        return x + self.out(mixed.reshape(x.shape))
+
+
+def _attend(
+    q: Float[Array, "t n d"], k: Float[Array, "t n d"], v: Float[Array, "t n d"]
+) -> Float[Array, "t n d"]:
+    # Not `jax.nn.dot_product_attention`, whose softmax is in float32 whatever its inputs and which raises for
+    # float64 under strict promotion. At the lowest resolution there is little to gain from a fused kernel.
+    logits = jnp.einsum("qnd,knd->nqk", q, k) / math.sqrt(q.shape[-1])
+    return jnp.einsum("nqk,knd->qnd", jax.nn.softmax(logits), v)

@@ -38,8 +38,7 @@ _FREQUENCIES = np.geomspace(1 / 32, 2, 16)
 
 
 def _fourier(t: Float[Array, ""], dtype: DTypeLike) -> Float[Array, "features"]:
-    angles = t.astype(jnp.promote_types(dtype, jnp.float32))
-    angles = angles * jnp.asarray(_FREQUENCIES, angles.dtype)
+    angles = t * jnp.asarray(_FREQUENCIES, t.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]).astype(dtype)
 
 

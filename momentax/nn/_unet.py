@@ -9,15 +9,24 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ._attention import Attention
 from ._embedding import Embedding
-from ._image import Conv, GroupNorm, depth_to_space, group_standardize, space_to_depth
+from ._image import (
+    Conv,
+    GroupNorm,
+    Pointwise,
+    depth_to_space,
+    group_standardize,
+    grow,
+    shrink,
+    space_to_depth,
+)
 
 
 class UNet(eqx.Module):
     """A U-Net `net(z, t, cond=None)` for one channels-first image, where `t` is the log-SNR.
 
     The residual blocks are those of Dhariwal & Nichol (2021, "ADM"). As in Hoogeboom et al. (2023, "simple
-    diffusion") skips are added, not concatenated, and attention is at the lowest resolution only. The output and
-    the last convolution of every block start at zero, so an untrained UNet returns zero.
+    diffusion") skips are added, not concatenated, and attention is at the lowest resolution only. The output
+    and the last convolution of every block start at zero, so an untrained UNet returns zero.
 
     Arguments:
         channels: the channels of `z`.
@@ -29,8 +38,8 @@ class UNet(eqx.Module):
         num_classes: with n, `cond` is one of 0..n-1, or n or `None` for no class; without, it must be `None`.
 
     Raises:
-        ValueError: if `z` has other channels or a size that does not halve at every level, if `cond` is given to
-            a network without classes, or if `heads` does not divide the channels of the lowest level.
+        ValueError: if `z` has other channels or a size that does not halve at every level, if `cond` is given
+            to a network without classes, or if `heads` does not divide the channels of the lowest level.
     """
 
     channels: int = eqx.field(static=True)
@@ -77,11 +86,11 @@ class UNet(eqx.Module):
         emb = self.embedding(t, cond)
         pixels = jnp.moveaxis(z.astype(self.first.weight.dtype), 0, -1)
         h = self.first(space_to_depth(pixels, self.patch))
-        h = self._levels(h, emb)
+        h = self._down_and_up(h, emb)
         h = self.last(jax.nn.silu(self.norm(h)))
         return jnp.moveaxis(depth_to_space(h, self.patch), -1, 0)
 
-    def _levels(self, h: Float[Array, "h w c"], emb: Float[Array, "e"]) -> Float[Array, "h w c"]:
+    def _down_and_up(self, h: Float[Array, "h w c"], emb: Float[Array, "e"]) -> Float[Array, "h w c"]:
         skips = []
         for level in self.levels:
             h, skip = level.descend(h, emb)
@@ -97,15 +106,15 @@ class _Level(eqx.Module):
 
     down: tuple["_Block", ...]
     up: tuple["_Block", ...]
-    shrink: Conv | None
-    grow: Conv | None
+    widen: Pointwise | None
+    narrow: Pointwise | None
 
     def __init__(self, c: int, c_below: int | None, blocks: int, emb_width: int, *, key: PRNGKeyArray):
-        shrink_key, grow_key, *keys = jr.split(key, 2 + 2 * blocks)
+        widen_key, narrow_key, *keys = jr.split(key, 2 + 2 * blocks)
         self.down = tuple(_Block(c, emb_width, key=k) for k in keys[:blocks])
         self.up = tuple(_Block(c, emb_width, key=k) for k in keys[blocks:])
-        self.shrink = None if c_below is None else Conv(4 * c, c_below, 1, key=shrink_key)
-        self.grow = None if c_below is None else Conv(c_below, 4 * c, 1, key=grow_key)
+        self.widen = None if c_below is None else Pointwise(c, c_below, key=widen_key)
+        self.narrow = None if c_below is None else Pointwise(c_below, c, key=narrow_key)
 
     def descend(
         self, h: Float[Array, "h w c"], emb: Float[Array, "e"]
@@ -114,7 +123,7 @@ class _Level(eqx.Module):
         for block in self.down:
             h = block(h, emb)
             skips.append(h)
-        return (h if self.shrink is None else self.shrink(space_to_depth(h, 2))), skips
+        return h if self.widen is None else self.widen(shrink(h)), skips
 
     def ascend(
         self,
@@ -122,7 +131,7 @@ class _Level(eqx.Module):
         skips: list[Float[Array, "h w c"]],
         emb: Float[Array, "e"],
     ) -> Float[Array, "h w c"]:
-        h = h if self.grow is None else depth_to_space(self.grow(h), 2)
+        h = h if self.narrow is None else grow(self.narrow(h))
         for block, skip in zip(self.up, reversed(skips), strict=True):
             h = block((h + skip) * math.sqrt(0.5), emb)
         return h

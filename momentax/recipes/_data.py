@@ -8,17 +8,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int32, Real, Shaped, UInt8
+from jaxtyping import Float32, Int32, Shaped, UInt8
 
-from ._formats import box_halved, gunzip, on_white, read_idx, read_npz, read_png, read_tar, require, verified
+from ._formats import (
+    box_halved,
+    channels_first,
+    gunzip,
+    on_white,
+    read_idx,
+    read_npz,
+    read_png,
+    read_tar,
+    require,
+    scaled,
+    verified,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Images in [-1, 1], channels first, and what class each is of.
 
-    Labels run from 0 to `num_classes - 1`; without labels `y` is None and there are 0 classes. `source` names the
-    package the images come from and their licence.
+    Labels run from 0 to `num_classes - 1`; without labels `y` is None and there are 0 classes. `source` names
+    the package the images come from and their licence.
     """
 
     name: str
@@ -31,12 +43,13 @@ class Dataset:
 def load(name_or_path: str, *, split: str = "train") -> Dataset:
     """The data set `digits`, `icons`, `fashion-mnist` or `emoji`, or the one in the user's own PATH.npz.
 
-    An NPZ file holds `x` of shape [n, h, w, c] with 1 to 4 channels, and optionally `y`, integer labels of shape [n]
-    from 0 on. Bytes run from 0, black, to 255, white. Floats are in [-1, 1]; if none is negative they are refused as
-    [0, 1] by mistake.
+    An NPZ file holds `x` of shape [n, h, w, c] with 1 to 4 channels, and optionally `y`, integer labels of
+    shape [n] from 0 on. Bytes run from 0, black, to 255, white. Floats are in [-1, 1]; if none is negative
+    they are refused as [0, 1] by mistake.
 
-    The archives of `icons` and `emoji` are looked for in the current folder and in `$MOMENTAX_DATA` (by default
-    `~/.cache/momentax`); the error of a missing one says how to fetch it. `fashion-mnist` also has a "test" `split`.
+    The archives of `icons` and `emoji` are looked for in the current folder and in `$MOMENTAX_DATA` (or
+    `~/.cache/momentax`); the error of a missing one says how to fetch it. Only `fashion-mnist` has a "test"
+    split.
     """
     if split not in ("train", "test"):
         raise ValueError(f"needs a split 'train' or 'test'; got {split!r}; do pass one of them")
@@ -56,7 +69,7 @@ def load(name_or_path: str, *, split: str = "train") -> Dataset:
 
 def _digits() -> Dataset:
     images, labels = require("sklearn.datasets").load_digits(return_X_y=True)
-    x = _scaled(images.reshape(-1, 8, 8, 1), white=16)
+    x = scaled(images.reshape(-1, 8, 8, 1), white=16)
     return Dataset("digits", x, labels.astype(np.int32), 10, "scikit-learn's load_digits, BSD-3-Clause")
 
 
@@ -68,9 +81,7 @@ def _icons() -> Dataset:
     stem = "fugue-icons-3.5.6/fugue_icons/static/fugue-icons"
     files = read_tar(verified(path.read_bytes(), sha256, path), lambda name: name.startswith(stem))
     x = _tiles(read_png(files[f"{stem}.png"]), json.loads(files[f"{stem}.json"]))
-    return Dataset(
-        "icons", _scaled(on_white(x)), None, 0, "fugue-icons 3.5.6 by Yusuke Kamiyamane, CC-BY-3.0"
-    )
+    return Dataset("icons", scaled(on_white(x)), None, 0, "fugue-icons 3.5.6 by Yusuke Kamiyamane, CC-BY-3.0")
 
 
 def _tiles(
@@ -92,7 +103,7 @@ def _emoji() -> Dataset:
     images, labels, categories = _catalogue(json.loads(files["package/emoji.json"]))
     x = box_halved(on_white(np.stack([read_png(files[folder + image]) for image in images])))
     source = "emoji-datasource-google 16.0.0 (npm), Noto Emoji, Apache-2.0"
-    return Dataset("emoji", _scaled(x), np.array(labels, np.int32), len(categories), source)
+    return Dataset("emoji", scaled(x), np.array(labels, np.int32), len(categories), source)
 
 
 def _catalogue(entries: Sequence[dict]) -> tuple[list[str], list[int], list[str]]:
@@ -106,6 +117,7 @@ def _catalogue(entries: Sequence[dict]) -> tuple[list[str], list[int], list[str]
     return images, labels, categories
 
 
+_DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _FASHION_MNIST = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -116,14 +128,13 @@ _FASHION_MNIST = {
 
 def _fashion_mnist(split: str) -> Dataset:
     prefix = {"train": "train", "test": "t10k"}[split]
-    x = _scaled(_fashion_file(f"{prefix}-images-idx3-ubyte.gz")[..., None])
+    x = scaled(_fashion_file(f"{prefix}-images-idx3-ubyte.gz")[..., None])
     y = _fashion_file(f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32)
     return Dataset("fashion-mnist", x, y, 10, f"dataset-fashion-mnist (Debian), {split} split, MIT")
 
 
 def _fashion_file(name: str) -> UInt8[np.ndarray, "..."]:
-    debian = Path("/usr/share/datasets/fashion-mnist")
-    path = _found(name, "apt-get install dataset-fashion-mnist", debian)
+    path = _found(name, "apt-get install dataset-fashion-mnist", _DEBIAN)
     return read_idx(verified(gunzip(path), _FASHION_MNIST[name], path), path)
 
 
@@ -147,7 +158,7 @@ def _images(x: Shaped[np.ndarray, "..."], path: Path) -> Float32[np.ndarray, "n 
             "do add the channel as x[..., None], or move it last by numpy.moveaxis(x, 1, -1)"
         )
     if x.dtype == np.uint8:
-        return _scaled(x)
+        return scaled(x)
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"needs x of uint8 or floats; got {x.dtype} in {path}; do x.astype(numpy.uint8)")
     low, high = float(x.min()), float(x.max())
@@ -156,7 +167,7 @@ def _images(x: Shaped[np.ndarray, "..."], path: Path) -> Float32[np.ndarray, "n 
             f"needs finite floats in [-1, 1], some of them negative; got {low} to {high} in {path}; "
             "do 2 * x - 1 where they are in [0, 1]"
         )
-    return _channels_first(x)
+    return channels_first(x)
 
 
 def _labels(y: Shaped[np.ndarray, "..."], n: int, path: Path) -> Int32[np.ndarray, "n"]:
@@ -184,18 +195,6 @@ def _found(name: str, command: str, *folders: Path) -> Path:
     where = ", ".join(map(str, places))
     folder = kept if kept == "~/.cache/momentax" else shlex.quote(kept)
     raise FileNotFoundError(f"needs {name}; got none in {where}; do: {command.format(folder=folder)}")
-
-
-def _scaled(x: Real[np.ndarray, "n h w c"], white: float = 255) -> Float32[np.ndarray, "n c h w"]:
-    """Black (0) to -1 and white to 1."""
-    scaled = _channels_first(x)
-    scaled /= white / 2
-    scaled -= 1
-    return scaled
-
-
-def _channels_first(x: Real[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n c h w"]:
-    return np.moveaxis(x, -1, 1).astype(np.float32, order="C")
 
 
 _BY_NAME: dict[str, Callable[[], Dataset]] = {"digits": _digits, "icons": _icons, "emoji": _emoji}

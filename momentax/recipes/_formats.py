@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Real, UInt8
 
 
 def require(module: str) -> Any:
@@ -52,12 +52,12 @@ def read_idx(raw: bytes, path: Path) -> UInt8[np.ndarray, "..."]:
     head = 4 + 4 * rank
     if rank == 0 or len(raw) < head:
         raise ValueError(
-            f"needs an IDX file of unsigned bytes; got {path}, which starts with {raw[:4]!r}; do fetch it again"
+            f"needs an IDX file of bytes; got {path}, which starts with {raw[:4]!r}; do fetch it again"
         )
     shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", count=rank, offset=4))
     if len(raw) - head != math.prod(shape):
         raise ValueError(
-            f"needs {math.prod(shape)} bytes for the shape {shape}; got {len(raw) - head} in {path}; do fetch it again"
+            f"needs the bytes of shape {shape}; got {len(raw) - head} in {path}; do fetch it again"
         )
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
@@ -69,12 +69,12 @@ def read_png(raw: bytes) -> UInt8[np.ndarray, "h w 4"]:
 
 
 def on_white(rgba: UInt8[np.ndarray, "*n h w 4"]) -> Float32[np.ndarray, "*n h w 3"]:
-    r"""The picture laid on white paper, $a c + (1 - a) 255$, still in 0..255."""
+    r"""The picture laid on white paper, $255 - a (255 - c)$, which rounding never takes out of 0..255."""
     opacity = rgba[..., 3:].astype(np.float32) / 255
-    return opacity * rgba[..., :3] + (1 - opacity) * 255
+    return 255 - opacity * (255 - rgba[..., :3].astype(np.float32))
 
 
-def box_halved(x: Float32[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n h/2 w/2 c"]:
+def box_halved(x: Float32[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n h//2 w//2 c"]:
     """Each two by two square's mean: a BOX filter at half the size."""
     n, h, w, c = x.shape
     return x.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
@@ -95,18 +95,22 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"needs an NPZ file; got nothing at {path}; do check the path")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (
-        AttributeError,
-        EOFError,
-        OSError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"needs an NPZ file of plain arrays; got {path}, which fails with '{error}'; "
             "do write it with numpy.savez(path, x=x, y=y)"
         ) from error
+
+
+def scaled(x: Real[np.ndarray, "n h w c"], white: int = 255) -> Float32[np.ndarray, "n c h w"]:
+    """Black (0) to -1 and white to 1."""
+    y = channels_first(x)
+    y /= white / 2
+    y -= 1
+    return y
+
+
+def channels_first(x: Real[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n c h w"]:
+    return np.moveaxis(x, -1, 1).astype(np.float32, order="C")

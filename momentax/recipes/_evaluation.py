@@ -1,0 +1,73 @@
+"""How good the samples are: the same draws, features and distances for teacher and student."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+import momentax as mm
+
+from ._data import Dataset
+from ._progress import bar
+from ._settings import KERNELS, SCHEDULES, Distill
+
+FEATURES = "pixels"
+_CHUNK = 500
+
+
+def draw(
+    denoiser: Any, steps: int, schedule: str, kernel: str, dataset: Dataset, samples: int, seed: int
+) -> Float[np.ndarray, "n c h w"]:
+    """Samples in [-1, 1], of labels drawn as the data has them; sample i depends on seed and i alone."""
+    sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=KERNELS[kernel])
+    labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
+    starts = bar(range(0, samples, _CHUNK), desc=f"{samples} samples in {steps} steps", unit=" chunks", leave=False)
+    chunks = [_draw_chunk(sampler, keys[i : i + _CHUNK], _slice(labels, i), dataset.x.shape[1:]) for i in starts]
+    return np.clip(np.concatenate(chunks), -1, 1)
+
+
+def labels_like(dataset: Dataset, samples: int, seed: int) -> Int[np.ndarray, " n"] | None:
+    """Labels with the data's frequencies, or none where the data has none."""
+    if dataset.y is None:
+        return None
+    return dataset.y[np.random.default_rng(seed).integers(0, len(dataset.y), samples)]
+
+
+def distances(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> dict[str, float]:
+    """Distances of samples to the data, on pixels."""
+    ours, data = (images.reshape(len(images), -1) for images in (samples, dataset.x[: 4 * len(samples)]))
+    near = mm.metrics.precision_recall(data[:5000], ours[:5000])
+    return {
+        "frechet_distance": mm.metrics.frechet_distance(ours, data),
+        "precision": near.precision,
+        "recall": near.recall,
+    }
+
+
+def evaluate(
+    config: Distill, dataset: Dataset, teacher: Any, student: Any
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Float[np.ndarray, "n c h w"]]]:
+    """Distances of the student at k steps and the teacher at several, and the samples behind them, by label."""
+    figures: dict[str, dict[str, dict[str, float]]] = {"student": {}, "teacher": {}}
+    drawn = {}
+    for name, steps in [("student", config.k), *(("teacher", n) for n in sorted({config.k, 8, 16, 64, 256}))]:
+        model, kernel = (student, config.kernel) if name == "student" else (teacher, "posterior")
+        samples = draw(model, steps, config.schedule, kernel, dataset, config.samples, config.seed)
+        figures[name][str(steps)] = distances(samples, dataset)
+        drawn[f"{name}, {steps} steps"] = samples[:64]
+        print(f"{name} at {steps} steps: Frechet distance {figures[name][str(steps)]['frechet_distance']:.3f}")
+    return figures, drawn
+
+
+def _slice(labels: Int[np.ndarray, " n"] | None, start: int) -> Int[Array, " m"] | None:
+    return None if labels is None else jnp.asarray(labels[start : start + _CHUNK])
+
+
+@eqx.filter_jit
+def _draw_chunk(
+    sampler: Any, keys: PRNGKeyArray, labels: Int[Array, " n"] | None, shape: tuple[int, ...]
+) -> Float[Array, "n *x"]:
+    return jax.vmap(lambda key, label: sampler(key, shape, label))(keys, labels)

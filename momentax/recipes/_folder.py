@@ -1,0 +1,74 @@
+"""The output folder: every file is complete or absent."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import equinox as eqx
+
+
+class Folder:
+    """A folder of weights, JSON and pictures. What is replaced is replaced at once, when the new file is whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def create(self) -> None:
+        """Makes the folder and proves that it can be written to."""
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"needs a folder for --output; got the file {self.path}; do name another")
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.path, os.W_OK):
+            raise PermissionError(f"needs a folder it may write to; got {self.path}; do name another --output")
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.path / name).is_file()
+
+    def read_json(self, name: str) -> Any:
+        """What `write_json` wrote."""
+        path = self.path / name
+        if not path.is_file():
+            raise FileNotFoundError(f"needs {path}; got none; do run `momentax distill --output {self.path}` first")
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"needs JSON in {path}; got {error}; do run the distillation again") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Plain values, indented, keys in their order."""
+        self.write(name, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
+
+    def read_weights(self, name: str, like: Any) -> Any:
+        """The module that `write_weights` wrote, into one of the same structure."""
+        path = self.path / name
+        if not path.is_file():
+            raise FileNotFoundError(f"needs the weights {path}; got none; do run the distillation again")
+        try:
+            return eqx.tree_deserialise_leaves(path, like)
+        except (ValueError, RuntimeError, EOFError, TypeError) as error:
+            raise ValueError(
+                f"needs whole weights of this network in {path}; got {type(error).__name__};"
+                " do delete the file and train again"
+            ) from error
+
+    def write_weights(self, name: str, module: Any) -> None:
+        """Every array of an Equinox module."""
+        self.write(name, lambda file: eqx.tree_serialise_leaves(file, module))
+
+    def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
+        """A file, filled beside its place and then moved there."""
+        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            os.unlink(temporary)
+            raise

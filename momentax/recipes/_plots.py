@@ -1,0 +1,53 @@
+"""The pictures of a run: rows of samples, and curves of losses."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ._folder import Folder
+from ._formats import require
+
+_COLUMNS = 16
+
+
+def plot_samples(folder: Folder, name: str, rows: dict[str, Float[np.ndarray, "n c h w"]]) -> None:
+    """One labelled row of up to 16 images each."""
+    figure = require("matplotlib.figure").Figure(figsize=(2.6 + 0.62 * _COLUMNS, 0.1 + 0.66 * len(rows)), dpi=100)
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axis, (label, images) in zip(axes, rows.items(), strict=True):
+        axis.imshow(_strip(images[:_COLUMNS]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    figure.subplots_adjust(left=2.5 / figure.get_figwidth(), right=0.995, top=0.99, bottom=0.01, hspace=0.06)
+    _save(figure, folder, name)
+
+
+def plot_curves(folder: Folder, curves: dict[str, list[float]]) -> None:
+    """`curves.png`: each loss by update on a log axis, as it is and smoothed; what is not positive has no place."""
+    figure = require("matplotlib.figure").Figure(figsize=(4.2 * len(curves), 3.2), dpi=100, layout="constrained")
+    for axis, (name, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        smooth = _smoothed(np.asarray(values))
+        axis.plot(np.where(np.asarray(values) > 0, values, np.nan), color="0.8", linewidth=0.5)
+        axis.plot(np.where(smooth > 0, smooth, np.nan), color="C0", linewidth=1.2)
+        axis.set(title=f"loss of the {name}", xlabel="its updates", yscale="log")
+        axis.grid(visible=True, which="both", alpha=0.2)
+    _save(figure, folder, "curves.png")
+
+
+def _strip(images: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "..."]:
+    padded = np.pad((np.clip(images, -1, 1) + 1) / 2, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
+    strip = np.concatenate(list(np.moveaxis(padded, 1, -1)), axis=1)
+    return strip[..., 0] if strip.shape[-1] == 1 else strip[..., :3]
+
+
+def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    window = max(1, len(values) // 50)
+    total = np.cumsum(np.concatenate([np.zeros(1), values]))
+    first = np.maximum(np.arange(1, len(total)) - window, 0)
+    return (total[1:] - total[first]) / (np.arange(1, len(total)) - first)
+
+
+def _save(figure: Any, folder: Folder, name: str) -> None:
+    folder.write(name, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,71 @@
+"""The report of a run: everything that makes it again, and every figure it came to."""
+
+import importlib.metadata
+import platform
+import shlex
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from ._data import Dataset
+from ._evaluation import FEATURES
+from ._settings import Distill, as_json
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a say in the figures."""
+    packages = ("momentax", "jax", "jaxlib", "equinox", "optax", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def report(
+    config: Distill,
+    dataset: Dataset,
+    teacher: dict[str, Any],
+    figures: dict[str, Any],
+    curves: dict[str, list[float]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Plain values: command, configuration, seed, versions, data, figures, losses, times."""
+    return {
+        "command": command(config),
+        "configuration": as_json(config),
+        "seed": config.seed,
+        "versions": versions(),
+        "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} of them",
+        "date": time.strftime("%Y-%m-%d"),
+        "data": {"name": dataset.name, "examples": len(dataset.x), "shape": dataset.x.shape[1:], "source": dataset.source},
+        "teacher": teacher,
+        "features": f"{FEATURES}, {dataset.x[0].size} numbers in [-1, 1]",
+        "figures": figures,
+        "losses": {name: _ends(values) for name, values in curves.items()},
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+def command(config: Distill) -> str:
+    """The command line that makes this run again, with every default written out."""
+    flags = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in as_json(config).items()]
+    return " ".join(["momentax distill", *flags, f"--output {shlex.quote(str(config.output))}"])
+
+
+def table(written: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    lines = [f"{'model':<10}{'steps':>6}{'Frechet':>10}{'precision':>11}{'recall':>8}"]
+    for model, by_steps in written["figures"].items():
+        for steps, row in by_steps.items():
+            lines.append(
+                f"{model:<10}{steps:>6}{row['frechet_distance']:>10.3f}{row['precision']:>11.3f}{row['recall']:>8.3f}"
+            )
+    return "\n".join(lines)
+
+
+def _ends(values: list[float]) -> dict[str, float]:
+    tenth = max(1, len(values) // 10)
+    return {
+        "updates": len(values),
+        "first_tenth": float(np.mean(values[:tenth])),
+        "last_tenth": float(np.mean(values[-tenth:])),
+    }

@@ -1,0 +1,162 @@
+"""What a distillation is told, and the defaults that depend on the data and the algorithm."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import momentax as mm
+
+from ._data import Dataset
+from ._formats import require
+
+tyro = require("tyro")
+
+SCHEDULES: dict[str, Callable[[], mm.AbstractSchedule]] = {
+    "cosine": mm.CosineSchedule,
+    "flow": mm.FlowSchedule,
+    "karras": mm.KarrasSchedule,
+}
+WEIGHTS: dict[str, Callable[..., Any]] = {
+    "adaptive": mm.adaptive_weight,
+    "edm": mm.edm_weight,
+    "flat": mm.flat_weight,
+    "snr": mm.snr_weight,
+    "truncated-snr": mm.truncated_snr_weight,
+    "v": mm.v_weight,
+}
+KERNELS: dict[str, Callable[..., Any]] = {
+    "ddim": mm.ddim,
+    "posterior": mm.conditional_posterior,
+    "renoise": mm.renoise,
+    "stochastic": mm.stochastic(0.5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """Distils a few-step student from a teacher, draws, evaluates and reports.
+
+    The teacher is trained first, unless the output folder holds one of the same data.
+    """
+
+    data: Annotated[str, tyro.conf.arg(metavar="digits|icons|fashion-mnist|emoji|PATH.npz")] = "digits"
+    """what to learn; PATH.npz holds x [n, h, w, c], uint8 or float in [-1, 1], and optionally y [n]"""
+    algorithm: Literal["alternating", "instant"] = "alternating"
+    """Algorithm 2, with an auxiliary network, or Algorithm 3, without"""
+    k: int = 8
+    """steps that the student shall sample in"""
+    schedule: Literal["cosine", "flow", "karras"] = "cosine"
+    """of the rollouts, and of every sampler of the run"""
+    weight: Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"] | None = None
+    """w(s) of the distillation; None is the preset of data and algorithm"""
+    kernel: Literal["ddim", "posterior", "renoise", "stochastic"] = "posterior"
+    """q(z_s | z_t, x) of the rollouts and of the student's sampler; stochastic has eta = 0.5"""
+    guidance: float = 0.0
+    """classifier-free guidance of the teacher; 0 is off"""
+    teacher_updates: int | None = None
+    """updates of the teacher; None is the preset, or what the teacher in the folder had"""
+    updates: int | None = None
+    """updates of the distillation, both players' together; None is the preset"""
+    batch: int | None = None
+    """examples in a batch of the distillation; None is the preset"""
+    learning_rate: float | None = None
+    """of the distillation, reached after a warm-up and then linear to zero; None is the preset"""
+    samples: int = 5000
+    """drawn from each model for the evaluation"""
+    seed: int = 0
+    """of everything"""
+    output: Path = Path("runs/digits")
+    """folder for weights, report and pictures"""
+    overwrite: bool = False
+    """replace the finished run that the folder holds"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """What to draw from a finished run."""
+
+    output: Path = Path("runs/digits")
+    """folder of the run"""
+    model: Literal["student", "teacher"] = "student"
+    """which of its networks"""
+    k: int | None = None
+    """steps; None is the run's own"""
+    samples: int | None = None
+    """how many; None is 64 to look at, 5000 to evaluate"""
+    seed: int = 0
+    """another seed, other samples"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How long and how fast: for one kind of data."""
+
+    teacher_updates: int
+    teacher_batch: int
+    teacher_learning_rate: float
+    alternating: dict[str, Any]
+    instant: dict[str, Any]
+
+
+PRESETS = {
+    "mlp": Preset(
+        6000,
+        256,
+        1e-3,
+        alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
+        instant={"weight": "v", "updates": 6000, "batch": 1024, "learning_rate": 1e-4},
+    ),
+    "unet": Preset(
+        20_000,
+        128,
+        1e-3,
+        alternating={"weight": "flat", "updates": 8000, "batch": 128, "learning_rate": 2e-4},
+        instant={"weight": "v", "updates": 8000, "batch": 256, "learning_rate": 5e-5},
+    ),
+}
+
+
+def resolved(config: Distill, dataset: Dataset) -> Distill:
+    """The configuration with every default filled in, checked against the data."""
+    preset = PRESETS[network_kind(dataset.x.shape[1:])]
+    filled = {**getattr(preset, config.algorithm), "teacher_updates": preset.teacher_updates}
+    open_ones = {name: value for name, value in filled.items() if getattr(config, name) is None}
+    config = dataclasses.replace(config, **open_ones)
+    positive = ("k", "teacher_updates", "updates", "batch", "samples", "learning_rate")
+    check_positive(**{name: getattr(config, name) for name in positive})
+    if config.algorithm == "instant" and config.batch % 2:
+        raise ValueError(f"needs an even --batch for instant; got {config.batch}; do take {config.batch + 1}")
+    if config.guidance and not dataset.num_classes:
+        raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
+    if config.samples < 16:
+        raise ValueError(f"needs --samples >= 16; got {config.samples}; do draw more, 5000 for a stable distance")
+    return config
+
+
+def check_positive(**options: float) -> None:
+    """Demands options above zero, and says which is not."""
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"needs --{_flag(name)} > 0; got {value}; do give a positive number")
+
+
+def network_kind(shape: tuple[int, ...]) -> str:
+    """Which reference network suits images [c, h, w]: an MLP up to 8x8, a UNet above."""
+    return "mlp" if shape[1] * shape[2] <= 64 else "unet"
+
+
+def as_json(config: Distill) -> dict[str, Any]:
+    """The configuration as plain values, without what is about the place it is written to."""
+    values = dataclasses.asdict(config)
+    return {name: value for name, value in values.items() if name not in ("output", "overwrite")}
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Each setting that two configurations disagree on, as `--name theirs -> ours`."""
+    names = [name for name in ours if ours[name] != theirs.get(name)]
+    return [f"--{_flag(name)} {theirs.get(name)} -> {ours[name]}" for name in names]
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

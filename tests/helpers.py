@@ -1,0 +1,65 @@
+"""Closed-form denoisers `(z, logsnr, cond=None) -> x_hat` and tiny networks: the oracles of the tests."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class FiniteDenoiser(eqx.Module):
+    r"""$E[x | z]$ for data uniform on finitely many `points` of shape [n, *x]: a softmax over them."""
+
+    points: Float[Array, "n *x"]
+
+    def __call__(
+        self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any = None
+    ) -> Float[Array, "*x"]:
+        return jnp.tensordot(self.responsibilities(z, logsnr), self.points.astype(z.dtype), 1)
+
+    def responsibilities(self, z: Float[Array, "*x"], logsnr: Float[Array, ""]) -> Float[Array, " n"]:
+        r"""$q(x = x_i | z)$, which `jax.random.choice` makes the exact student."""
+        alpha2, sigma2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
+        misses = z - jnp.sqrt(alpha2) * self.points.astype(z.dtype)
+        return jax.nn.softmax(-jnp.sum(misses**2, axis=range(1, misses.ndim)) / (2 * sigma2))
+
+
+class GaussianDenoiser(eqx.Module):
+    r"""$E[x | z] = m + \frac{\alpha s^2}{\alpha^2 s^2 + \sigma^2}(z - \alpha m)$ for data $N(m, s^2)$."""
+
+    mean: Float[Array, "*x"]
+    std: Float[Array, "*y"]
+
+    def __call__(
+        self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any = None
+    ) -> Float[Array, "*x"]:
+        mean, variance = self.mean.astype(z.dtype), self.std.astype(z.dtype) ** 2
+        alpha2, sigma2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
+        alpha = jnp.sqrt(alpha2)
+        return mean + alpha * variance / (alpha2 * variance + sigma2) * (z - alpha * mean)
+
+
+def gaussian_denoiser(mean: float = 0.3, std: float = 0.7) -> GaussianDenoiser:
+    """The exact denoiser of data N(mean, std^2) of any shape."""
+    return GaussianDenoiser(jnp.asarray(mean, jnp.float64), jnp.asarray(std, jnp.float64))
+
+
+class Linear(eqx.Module):
+    """`net(z, t, cond) = weight @ z + t * drift + cond`, in its weight's dtype; None adds nothing."""
+
+    weight: Float[Array, "d d"]
+    drift: Float[Array, " d"]
+
+    def __call__(self, z: Float[Array, " d"], t: Float[Array, ""], cond: Any = None) -> Float[Array, " d"]:
+        dtype = self.weight.dtype
+        output = self.weight @ z.astype(dtype) + t.astype(dtype) * self.drift
+        return output if cond is None else output + cond.astype(dtype)
+
+
+def linear(key: PRNGKeyArray, d: int = 3, dtype: Any = jnp.float64) -> Linear:
+    """A `Linear` with random parameters, of shape [d, d] and [d]."""
+    weight, drift = jax.random.split(key)
+    return Linear(
+        jax.random.normal(weight, (d, d), dtype) / d**0.5, jax.random.normal(drift, (d,), dtype) / d
+    )

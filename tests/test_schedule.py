@@ -1,0 +1,215 @@
+"""Schedules: a strictly decreasing map of [0, 1] and its inverse; each against its own published form."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import momentax
+from momentax import CosineSchedule, DiscreteSchedule, FlowSchedule, KarrasSchedule
+from strategies import DDPM, SCHEDULES, logsnrs, time_pairs, times
+
+GRID = jnp.linspace(0, 1, 257)
+EPS = float(jnp.finfo(jnp.float32).eps)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+
+
+@eqx.filter_jit
+def logsnr_of(schedule, t):
+    return schedule.logsnr(t)
+
+
+@eqx.filter_jit
+def time_of(schedule, logsnr):
+    return schedule.time(logsnr)
+
+
+@every_schedule
+@given(t=times)
+def test_the_time_of_the_log_snr_is_the_time(schedule, t):
+    r"""Near the ends of a cosine $\ell$ is within $\epsilon\,d\ell/dt \approx 10^4\epsilon$ of exact, and t of $\epsilon$."""
+    np.testing.assert_allclose(time_of(schedule, logsnr_of(schedule, t)), t, rtol=0, atol=1e-12)
+
+
+@every_schedule
+@given(logsnr=logsnrs)
+def test_the_log_snr_of_the_time_is_the_log_snr_within_the_ends(schedule, logsnr):
+    r"""An error of $\epsilon$ in t is one of $\epsilon\,|d\ell/dt|$, below $4 \cdot 10^3 \cdot 2 \cdot 10^{-16}$ here."""
+    high, low = logsnr_of(schedule, jnp.asarray([0.0, 1.0]))
+    there = logsnr_of(schedule, time_of(schedule, logsnr))
+    np.testing.assert_allclose(there, jnp.clip(logsnr, low, high), rtol=0, atol=1e-10)
+
+
+@every_schedule
+@given(pair=time_pairs)
+def test_later_is_noisier(schedule, pair):
+    s, t = pair
+    assume(t - s > 1e-9)
+    assert logsnr_of(schedule, s) > logsnr_of(schedule, t)
+
+
+@every_schedule
+@given(beyond=st.floats(0, 50).map(jnp.asarray))
+def test_log_snrs_beyond_the_ends_have_the_ends_times(schedule, beyond):
+    high, low = logsnr_of(schedule, jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(time_of(schedule, high + beyond), 0, atol=1e-12)
+    np.testing.assert_allclose(time_of(schedule, low - beyond), 1, atol=1e-12)
+
+
+@every_schedule
+def test_a_schedule_in_float32_is_the_schedule_in_float64(schedule):
+    r"""At most $2\rho = 14$ logarithms of a number with three roundings, and one of a result below 16: under 64 ulps of 1."""
+    single = schedule.logsnr(GRID.astype(jnp.float32))
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single.astype(float), schedule.logsnr(GRID), rtol=0, atol=64 * EPS)
+
+
+@every_schedule
+def test_times_in_float32_come_back(schedule):
+    r"""$\delta t = \delta\ell / |\ell'|$ where $|\ell'| > 8$, and a rounding or two."""
+    back = schedule.time(schedule.logsnr(GRID.astype(jnp.float32)))
+    assert back.dtype == jnp.float32
+    np.testing.assert_allclose(back.astype(float), GRID, rtol=0, atol=10 * EPS)
+
+
+def test_karras_18_levels_are_the_published_ones():
+    """Equation (5) of Karras et al. 2022, where level 0 is the noisiest."""
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    published = (high + np.arange(18) / 17 * (low - high)) ** 7
+    levels = jnp.exp(-KarrasSchedule().logsnr(1 - jnp.arange(18.0) / 17) / 2)
+    np.testing.assert_allclose(levels, published, rtol=1e-13)
+
+
+def test_uniform_times_under_karras_have_log_snrs_of_exponential_density():
+    r"""$P(\ell \le a)$ is $1 - time(a)$; the density is proportional to $e^{-\ell / (2\rho)}$."""
+    schedule = KarrasSchedule()
+    points = jnp.linspace(-8, 12, 41)
+    density = -jax.vmap(jax.grad(schedule.time))(points)
+    ratio = density / jnp.exp(-points / 14)
+    np.testing.assert_allclose(ratio, np.full(41, ratio[0]), rtol=1e-12)
+    assert ratio[0] > 0
+
+
+def test_the_ends_of_karras_are_its_sigmas_and_of_the_rest_their_log_snrs():
+    ends = jnp.asarray([0.0, 1.0])
+    np.testing.assert_allclose(KarrasSchedule(0.01, 20.0, 3.0).logsnr(ends), -2 * np.log([0.01, 20.0]), rtol=1e-13)
+    for schedule in (CosineSchedule(-9.0, 11.0), FlowSchedule(-9.0, 11.0)):
+        np.testing.assert_allclose(schedule.logsnr(ends), [11.0, -9.0], rtol=1e-12)
+
+
+@given(times)
+def test_cosines_alpha_is_the_cosine_of_an_angle_linear_in_time(t):
+    low, high = np.arctan(np.exp(-7.5)), np.arctan(np.exp(7.5))
+    logsnr, angle = CosineSchedule().logsnr(t), low + float(t) * (high - low)
+    np.testing.assert_allclose(momentax.alpha(logsnr), np.cos(angle), rtol=1e-11)
+    np.testing.assert_allclose(momentax.sigma(logsnr), np.sin(angle), rtol=1e-11)
+
+
+def test_the_middle_of_symmetric_schedules_is_an_even_mixture():
+    middle = jnp.asarray(0.5)
+    for schedule in (CosineSchedule(), FlowSchedule(), CosineSchedule(-3.0, 3.0)):
+        np.testing.assert_allclose(schedule.logsnr(middle), 0, atol=1e-14)
+
+
+@given(times)
+def test_flows_rescaled_signal_is_linear_in_time(t):
+    r"""$\alpha / (\alpha + \sigma) = 1 - \tau$, which runs from one end's value to the other's."""
+    logsnr = FlowSchedule(-15.0, 15.0).logsnr(t)
+    signal = momentax.alpha(logsnr) / (momentax.alpha(logsnr) + momentax.sigma(logsnr))
+    first, last = 1 / (1 + np.exp(-7.5)), 1 / (1 + np.exp(7.5))
+    np.testing.assert_allclose(signal, (1 - t) * first + t * last, rtol=1e-10)
+
+
+@given(logsnrs)
+def test_alpha_and_sigma_preserve_variance_and_have_the_log_snr(logsnr):
+    alpha, sigma = momentax.alpha(logsnr), momentax.sigma(logsnr)
+    np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-15)
+    np.testing.assert_allclose(2 * jnp.log(alpha / sigma), logsnr, rtol=0, atol=1e-14)
+
+
+def test_a_discrete_schedule_stands_on_its_table():
+    steps = jnp.arange(1000.0)
+    schedule = DiscreteSchedule(DDPM)
+    logsnr = schedule.logsnr(steps / 999)
+    np.testing.assert_allclose(jax.nn.sigmoid(logsnr), DDPM, rtol=1e-10)
+    np.testing.assert_allclose(999 * schedule.time(logsnr), steps, rtol=0, atol=1e-9)
+
+
+def test_a_discrete_schedule_is_linear_in_log_snr_between_its_steps():
+    table = jnp.asarray([0.9, 0.5, 0.1])
+    nodes = np.log([9.0, 1.0, 1 / 9])
+    schedule = DiscreteSchedule(table)
+    halves = schedule.logsnr(jnp.asarray([0.25, 0.75]))
+    np.testing.assert_allclose(halves, [nodes[:2].mean(), nodes[1:].mean()], rtol=1e-14)
+
+
+def test_a_discrete_schedules_table_is_its_one_leaf():
+    schedule = DiscreteSchedule(jnp.asarray(DDPM, jnp.float32))
+    assert [leaf.shape for leaf in jax.tree.leaves(schedule)] == [(1000,)]
+
+
+@pytest.mark.oracle
+def test_a_discrete_schedule_is_diffusers_ddpm():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    schedule = DiscreteSchedule(scheduler.alphas_cumprod.numpy())
+    np.testing.assert_allclose(schedule.logsnrs, SCHEDULES["discrete"].logsnrs, rtol=0, atol=1e-3)
+
+
+@given(times, st.integers(-6, 6))
+def test_a_shift_moves_every_log_snr_by_as_much(t, shift):
+    schedule = momentax.shifted(KarrasSchedule(), float(shift))
+    np.testing.assert_allclose(schedule.logsnr(t), KarrasSchedule().logsnr(t) + shift, rtol=1e-15)
+
+
+def test_the_resolution_shift_is_that_of_averaging_pixels():
+    r"""Averaging n x n pixels divides the noise's variance by $n^2$: $\ell_{image} + 2\ln n = \ell_{noise}$."""
+    for n in (1, 2, 4):
+        np.testing.assert_allclose(momentax.resolution_shift(32.0, 32.0 * n) + 2 * np.log(n), 0, atol=1e-15)
+    assert momentax.resolution_shift(32.0, 64.0) < 0
+
+
+@given(times)
+def test_an_interpolated_schedule_is_low_near_noise_and_high_near_data(t):
+    low, high = momentax.shifted(CosineSchedule(), -4.0), momentax.shifted(CosineSchedule(), 1.0)
+    middle = CosineSchedule().logsnr(t) - 4 * t + (1 - t)
+    np.testing.assert_allclose(momentax.interpolated(low, high).logsnr(t), middle, rtol=1e-13, atol=1e-13)
+    assert low.logsnr(t) <= middle + 1e-12
+    assert high.logsnr(t) >= middle - 1e-12
+
+
+@pytest.mark.parametrize("schedule", [KarrasSchedule(), FlowSchedule()], ids=["karras", "flow"])
+def test_an_interpolation_of_a_schedule_with_itself_is_itself(schedule):
+    both = momentax.interpolated(schedule, schedule)
+    np.testing.assert_allclose(both.logsnr(GRID), schedule.logsnr(GRID), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(both.time(both.logsnr(GRID)), GRID, rtol=0, atol=1e-12)
+
+
+
+ERRONEOUS = {
+    "karras swapped": lambda: KarrasSchedule(80.0, 0.002),
+    "karras zero": lambda: KarrasSchedule(0.0, 80.0),
+    "karras endless": lambda: KarrasSchedule(0.002, float("inf")),
+    "karras rho": lambda: KarrasSchedule(rho=0.0),
+    "karras nan": lambda: KarrasSchedule(rho=float("nan")),
+    "cosine swapped": lambda: CosineSchedule(15.0, -15.0),
+    "cosine endless": lambda: CosineSchedule(-float("inf"), 15.0),
+    "flow swapped": lambda: FlowSchedule(15.0, -15.0),
+    "flow empty": lambda: FlowSchedule(1.0, 1.0),
+    "discrete increasing": lambda: DiscreteSchedule(DDPM[::-1]),
+    "discrete repeating": lambda: DiscreteSchedule(np.asarray([0.5, 0.5])),
+    "discrete one": lambda: DiscreteSchedule(np.asarray([0.5])),
+    "discrete table": lambda: DiscreteSchedule(DDPM[None]),
+    "discrete betas": lambda: DiscreteSchedule(np.asarray([1.0, 0.5])),
+    "crossing": lambda: momentax.interpolated(CosineSchedule(), momentax.shifted(CosineSchedule(), -1.0)),
+    "resolution": lambda: momentax.resolution_shift(0.0, 64.0),
+}
+
+
+@pytest.mark.parametrize("make", ERRONEOUS.values(), ids=ERRONEOUS)
+def test_a_schedule_that_would_not_decrease_or_not_end_is_refused(make):
+    with pytest.raises(ValueError, match="^needs .+; got .+; do .+"):
+        make()
