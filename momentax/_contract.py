@@ -43,7 +43,7 @@ def check_within(name: str, value: float, low: float, high: float) -> None:
 
 def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Half precision becomes float32; log-SNR and the coefficients follow the data's dtype."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
 def _described(value: Any) -> str:

@@ -20,6 +20,7 @@ from ._weight import edm_weight
 
 Model = Callable[..., Any]
 Loss = Callable[..., Float[Array, ""]]
+Draws = Callable[..., Draw]
 
 
 class Losses(NamedTuple):
@@ -49,7 +50,7 @@ def student_loss(
     teacher: Model,
     aux: Model,
     *,
-    rollout: Rollout = Rollout(),
+    rollout: Draws = Rollout(),
     weight: Callable[..., Any] = edm_weight,
     divergence: Divergence = squared_error,
 ) -> Loss:
@@ -66,7 +67,7 @@ def aux_loss(
     teacher: Model,
     student: Model,
     *,
-    rollout: Rollout = Rollout(),
+    rollout: Draws = Rollout(),
     weight: Callable[..., Any] = edm_weight,
     divergence: Divergence = squared_error,
 ) -> Loss:
@@ -82,7 +83,7 @@ def instant(
     teacher: Model,
     precond: Callable[[PyTree[Any]], PyTree[Any]] = identity,
     *,
-    rollout: Rollout = Rollout(),
+    rollout: Draws = Rollout(),
     weight: Callable[..., Any] = edm_weight,
     divergence: Divergence = squared_error,
     axis_name: str | None = None,
@@ -112,7 +113,7 @@ def moment_match(
     aux: Model | None = None,
     *,
     precond: Callable[[PyTree[Any]], PyTree[Any]] = identity,
-    rollout: Rollout = Rollout(),
+    rollout: Draws = Rollout(),
     weight: Callable[..., Any] = edm_weight,
     divergence: Divergence = squared_error,
     axis_name: str | None = None,
@@ -151,13 +152,13 @@ class _Denoising(eqx.Module):
 class _Student(eqx.Module):
     teacher: Model
     aux: Model
-    rollout: Rollout
+    rollout: Draws
     weight: Callable[..., Any]
     divergence: Divergence
 
     @property
     def axis_name(self) -> str | None:
-        return self.rollout.axis_name
+        return getattr(self.rollout, "axis_name", None)
 
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
@@ -171,13 +172,13 @@ class _Student(eqx.Module):
 class _Aux(eqx.Module):
     teacher: Model
     student: Model
-    rollout: Rollout
+    rollout: Draws
     weight: Callable[..., Any]
     divergence: Divergence
 
     @property
     def axis_name(self) -> str | None:
-        return self.rollout.axis_name
+        return getattr(self.rollout, "axis_name", None)
 
     def __call__(
         self, aux: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
@@ -191,13 +192,13 @@ class _Aux(eqx.Module):
 class _Instant(eqx.Module):
     teacher: Model
     precond: Callable[[PyTree[Any]], PyTree[Any]]
-    rollout: Rollout
+    rollout: Draws
     weight: Callable[..., Any]
     divergence: Divergence
 
     @property
     def axis_name(self) -> str | None:
-        return self.rollout.axis_name
+        return getattr(self.rollout, "axis_name", None)
 
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None

@@ -83,7 +83,7 @@ class _Stochastic(eqx.Module):
     eta: float = eqx.field(static=True)
 
     def __check_init__(self):
-        check_within("eta", self.eta, 0, 1)
+        check_within("eta", self.eta, 0.0, 1.0)
 
     def __call__(
         self, z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]
@@ -98,7 +98,7 @@ class _Noisier(eqx.Module):
     gamma: float = eqx.field(static=True)
 
     def __check_init__(self):
-        check_within("gamma", self.gamma, 0, 1)
+        check_within("gamma", self.gamma, 0.0, 1.0)
 
     def __call__(
         self, z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]

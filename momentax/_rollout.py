@@ -6,7 +6,7 @@ that a draw is the same on one device and on many.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -106,10 +106,7 @@ class Rollout(eqx.Module):
         return Draw(x_tilde, lax.stop_gradient(z_s), logsnr_s, cond)
 
 
-Spread = TypeVar("Spread", Forward, Rollout)
-
-
-def over(draws: Spread, axis_name: str | None) -> Spread:
+def over(draws: Any, axis_name: str | None) -> Any:
     """The same draws, from a batch that is spread over an axis; None leaves them as they are."""
     return draws if axis_name is None else dataclasses.replace(draws, axis_name=axis_name)
 
@@ -136,4 +133,4 @@ def _per_example(draw, x, key: PRNGKeyArray, cond: PyTree[Any], axis_name: str |
         return draw(x, _Place(shared, jax.random.fold_in(own, index), index, devices * n), cond)
 
     n = x.shape[0]
-    return jax.vmap(one)(at_least_single(x), first * n + jnp.arange(n), cond)
+    return jax.vmap(one)(at_least_single(x), first * n + jnp.arange(n, dtype=jnp.int32), cond)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
+from strategies import vectors
 
 import momentax
-from strategies import vectors
 
 
 def _cross_entropy(target, prediction):

@@ -162,6 +162,7 @@ def test_the_inception_score_reaches_its_bounds():
     assert inception_score(np.eye(7)) == pytest.approx(7, rel=1e-14)
     assert inception_score(np.full((3, 7), 1 / 7)) == pytest.approx(1, rel=1e-14)
     assert inception_score(np.eye(7)[:1]) == 1
+    assert inception_score(np.eye(7) * 1.0009) == pytest.approx(7, rel=1e-14)
     assert inception_score(np.eye(7)[[0, 0, 1, 1]]) == pytest.approx(2, rel=1e-14)
 
 
@@ -196,10 +197,17 @@ def test_a_collapsed_generator_is_precise_and_recalls_nothing():
     assert precision_recall(a, a + 100) == (0, 0)
 
 
-@given(hnp.arrays(float, 3, elements=shifts))
-def test_copies_are_covered_even_where_every_ball_is_a_point(shift):
-    a = np.repeat(normal(0, 5, 3), 4, axis=0) + shift
-    assert precision_recall(a, a, k=3) == (1, 1)
+@given(seeds)
+def test_copies_are_covered_even_where_every_ball_is_a_point(seed):
+    """At 100 dimensions rounding would put a copy at a distance."""
+    a = normal(seed, 41, 100)
+    assert precision_recall(np.tile(a, (4, 1)), np.tile(a, (3, 1))[::-1], k=2) == (1, 1)
+
+
+def test_precision_and_recall_survive_an_offset_that_dwarfs_the_data():
+    """The squares of 1e6 would leave four digits of the distances."""
+    a, b = normal(0, 40, 3), normal(1, 50, 3) + 1
+    assert precision_recall(a + 1e6, b + 1e6) == precision_recall(a, b)
 
 
 @given(seeds, st.integers(1, 9), st.integers(1, 9))

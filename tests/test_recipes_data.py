@@ -153,6 +153,9 @@ def test_files_are_found_in_the_cache_folder(here):
     assert _data._found("a", "") == here / "cache" / "a"
     (here / "a").touch()
     assert _data._found("a", "") == here / "a"
+    (here / "system").mkdir()
+    (here / "system" / "a").touch()
+    assert _data._found("a", "", here / "system") == here / "system" / "a"
 
 
 def test_icons_are_cut_from_their_sheet_by_name(here, trusting):

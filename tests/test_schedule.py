@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from strategies import DDPM, SCHEDULES, logsnrs, time_pairs, times
 
 import momentax
 from momentax import CosineSchedule, DiscreteSchedule, FlowSchedule, KarrasSchedule
-from strategies import DDPM, SCHEDULES, logsnrs, time_pairs, times
 
 GRID = jnp.linspace(0, 1, 257)
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -30,17 +30,17 @@ def time_of(schedule, logsnr):
 @every_schedule
 @given(t=times)
 def test_the_time_of_the_log_snr_is_the_time(schedule, t):
-    r"""Near the ends of a cosine $\ell$ is within $\epsilon\,d\ell/dt \approx 10^4\epsilon$ of exact, and t of $\epsilon$."""
-    np.testing.assert_allclose(time_of(schedule, logsnr_of(schedule, t)), t, rtol=0, atol=1e-12)
+    r"""$\delta t = \delta\ell / |\ell'|$, and $\ell$ loses a few roundings of a number below 16."""
+    np.testing.assert_allclose(time_of(schedule, logsnr_of(schedule, t)), t, rtol=0, atol=1e-13)
 
 
 @every_schedule
 @given(logsnr=logsnrs)
 def test_the_log_snr_of_the_time_is_the_log_snr_within_the_ends(schedule, logsnr):
-    r"""An error of $\epsilon$ in t is one of $\epsilon\,|d\ell/dt|$, below $4 \cdot 10^3 \cdot 2 \cdot 10^{-16}$ here."""
+    r"""An error of $\epsilon$ in t is one of $\epsilon\,|d\ell/dt|$, below $6000\,\epsilon$ for these."""
     high, low = logsnr_of(schedule, jnp.asarray([0.0, 1.0]))
     there = logsnr_of(schedule, time_of(schedule, logsnr))
-    np.testing.assert_allclose(there, jnp.clip(logsnr, low, high), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(there, jnp.clip(logsnr, low, high), rtol=0, atol=1e-11)
 
 
 @every_schedule
@@ -61,7 +61,7 @@ def test_log_snrs_beyond_the_ends_have_the_ends_times(schedule, beyond):
 
 @every_schedule
 def test_a_schedule_in_float32_is_the_schedule_in_float64(schedule):
-    r"""At most $2\rho = 14$ logarithms of a number with three roundings, and one of a result below 16: under 64 ulps of 1."""
+    r"""$2\rho = 14$ logarithms of a number of three roundings, and a result below 16: under 64 ulps of 1."""
     single = schedule.logsnr(GRID.astype(jnp.float32))
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single.astype(float), schedule.logsnr(GRID), rtol=0, atol=64 * EPS)
@@ -69,10 +69,10 @@ def test_a_schedule_in_float32_is_the_schedule_in_float64(schedule):
 
 @every_schedule
 def test_times_in_float32_come_back(schedule):
-    r"""$\delta t = \delta\ell / |\ell'|$ where $|\ell'| > 8$, and a rounding or two."""
+    r"""$\delta t = \delta\ell / |\ell'|$ where $|\ell'| > 6$, and a rounding or two."""
     back = schedule.time(schedule.logsnr(GRID.astype(jnp.float32)))
     assert back.dtype == jnp.float32
-    np.testing.assert_allclose(back.astype(float), GRID, rtol=0, atol=10 * EPS)
+    np.testing.assert_allclose(back.astype(float), GRID, rtol=0, atol=12 * EPS)
 
 
 def test_karras_18_levels_are_the_published_ones():
@@ -95,7 +95,9 @@ def test_uniform_times_under_karras_have_log_snrs_of_exponential_density():
 
 def test_the_ends_of_karras_are_its_sigmas_and_of_the_rest_their_log_snrs():
     ends = jnp.asarray([0.0, 1.0])
-    np.testing.assert_allclose(KarrasSchedule(0.01, 20.0, 3.0).logsnr(ends), -2 * np.log([0.01, 20.0]), rtol=1e-13)
+    np.testing.assert_allclose(
+        KarrasSchedule(0.01, 20.0, 3.0).logsnr(ends), -2 * np.log([0.01, 20.0]), rtol=1e-13
+    )
     for schedule in (CosineSchedule(-9.0, 11.0), FlowSchedule(-9.0, 11.0)):
         np.testing.assert_allclose(schedule.logsnr(ends), [11.0, -9.0], rtol=1e-12)
 
@@ -166,7 +168,7 @@ def test_a_shift_moves_every_log_snr_by_as_much(t, shift):
 
 
 def test_the_resolution_shift_is_that_of_averaging_pixels():
-    r"""Averaging n x n pixels divides the noise's variance by $n^2$: $\ell_{image} + 2\ln n = \ell_{noise}$."""
+    r"""Averaging n x n pixels divides the noise by n: $\ell_{image} + 2\ln n = \ell_{noise}$."""
     for n in (1, 2, 4):
         np.testing.assert_allclose(momentax.resolution_shift(32.0, 32.0 * n) + 2 * np.log(n), 0, atol=1e-15)
     assert momentax.resolution_shift(32.0, 64.0) < 0
@@ -186,7 +188,6 @@ def test_an_interpolation_of_a_schedule_with_itself_is_itself(schedule):
     both = momentax.interpolated(schedule, schedule)
     np.testing.assert_allclose(both.logsnr(GRID), schedule.logsnr(GRID), rtol=1e-13, atol=1e-14)
     np.testing.assert_allclose(both.time(both.logsnr(GRID)), GRID, rtol=0, atol=1e-12)
-
 
 
 ERRONEOUS = {
@@ -211,5 +212,5 @@ ERRONEOUS = {
 
 @pytest.mark.parametrize("make", ERRONEOUS.values(), ids=ERRONEOUS)
 def test_a_schedule_that_would_not_decrease_or_not_end_is_refused(make):
-    with pytest.raises(ValueError, match="^needs .+; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
         make()

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import momentax
 from strategies import logsnrs, vectors
 
+import momentax
+
 FORMULAS = {
-    momentax.edm_weight: lambda l: 4 + np.exp(l),
-    momentax.flat_weight: lambda l: 1.0,
-    momentax.snr_weight: lambda l: np.exp(l),
-    momentax.truncated_snr_weight: lambda l: max(np.exp(l), 1.0),
-    momentax.v_weight: lambda l: np.exp(l) + 1,
+    momentax.edm_weight: lambda logsnr: 4 + np.exp(logsnr),
+    momentax.flat_weight: lambda logsnr: 1.0,
+    momentax.snr_weight: lambda logsnr: np.exp(logsnr),
+    momentax.truncated_snr_weight: lambda logsnr: max(np.exp(logsnr), 1.0),
+    momentax.v_weight: lambda logsnr: np.exp(logsnr) + 1,
 }
 SHIFTED = [momentax.edm_weight, momentax.snr_weight, momentax.truncated_snr_weight, momentax.v_weight]
 ROUNDING = 1e-14
-"""A handful of float64 operations, each within half of 2.2e-16, where exp is good to an ulp at an exact argument."""
+"""A handful of float64 operations, each within half of 2.2e-16, exp at an exact argument."""
 
 
 @pytest.mark.parametrize("weight", FORMULAS, ids=lambda weight: weight.__name__)
@@ -38,8 +38,8 @@ def test_a_shifted_weight_is_the_weight_of_the_unshifted_log_snr(weight, logsnr,
 
 
 @given(logsnrs, vectors, st.floats(0.1, 10))
-def test_the_edm_weight_is_karras_lambda_in_units_of_x(logsnr, residual, sigma_data):
-    r"""$\lambda(\sigma_e) = (\sigma_e^2 + \sigma_d^2) / (\sigma_e\sigma_d)^2$, Karras et al. 2022, table 1."""
+def test_the_edm_weight_is_karras_lambda(logsnr, residual, sigma_data):
+    r"""$\lambda(\sigma_e) = (\sigma_e^2 + \sigma_d^2) / (\sigma_e\sigma_d)^2$ of Karras et al. 2022."""
     noise2 = np.exp(-float(logsnr))
     weight = momentax.edm_weight(logsnr, residual, sigma_data=sigma_data)
     np.testing.assert_allclose(weight, (noise2 + sigma_data**2) / (noise2 * sigma_data**2), rtol=ROUNDING)

@@ -1,5 +1,3 @@
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -39,7 +37,6 @@ class Attention(eqx.Module):
 def _attend(
     q: Float[Array, "t n d"], k: Float[Array, "t n d"], v: Float[Array, "t n d"]
 ) -> Float[Array, "t n d"]:
-    # Not `jax.nn.dot_product_attention`, whose softmax is in float32 whatever its inputs and which raises for
-    # float64 under strict promotion. At the lowest resolution there is little to gain from a fused kernel.
-    logits = jnp.einsum("qnd,knd->nqk", q, k) / math.sqrt(q.shape[-1])
-    return jnp.einsum("nqk,knd->qnd", jax.nn.softmax(logits), v)
+    # It promotes its inputs with float32, which strict promotion refuses for float64.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(q, k, v).astype(v.dtype)

@@ -27,6 +27,8 @@ class UNet(eqx.Module):
     The residual blocks are those of Dhariwal & Nichol (2021, "ADM"). As in Hoogeboom et al. (2023, "simple
     diffusion") skips are added, not concatenated, and attention is at the lowest resolution only. The output
     and the last convolution of every block start at zero, so an untrained UNet returns zero.
+    `UNet(1, num_classes=10, key=key)` has 648,705 parameters; for 28 by 28 pixels on a CPU,
+    `UNet(1, multipliers=(1, 2), patch=2, num_classes=10, key=key)` has 461,124 and takes a third of the time.
 
     Arguments:
         channels: the channels of `z`.

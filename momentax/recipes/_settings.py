@@ -108,11 +108,11 @@ PRESETS = {
         instant={"weight": "v", "updates": 6000, "batch": 1024, "learning_rate": 1e-4},
     ),
     "unet": Preset(
-        20_000,
+        8000,
         128,
         1e-3,
-        alternating={"weight": "flat", "updates": 8000, "batch": 128, "learning_rate": 2e-4},
-        instant={"weight": "v", "updates": 8000, "batch": 256, "learning_rate": 5e-5},
+        alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 3e-4},
+        instant={"weight": "v", "updates": 6000, "batch": 256, "learning_rate": 1e-4},
     ),
 }
 
@@ -123,6 +123,8 @@ def resolved(config: Distill, dataset: Dataset) -> Distill:
     filled = {**getattr(preset, config.algorithm), "teacher_updates": preset.teacher_updates}
     open_ones = {name: value for name, value in filled.items() if getattr(config, name) is None}
     config = dataclasses.replace(config, **open_ones)
+    if network_kind(dataset.x.shape[1:]) == "unet" and (dataset.x.shape[2] % 4 or dataset.x.shape[3] % 4):
+        raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
     positive = ("k", "teacher_updates", "updates", "batch", "samples", "learning_rate")
     check_positive(**{name: getattr(config, name) for name in positive})
     if config.algorithm == "instant" and config.batch % 2:

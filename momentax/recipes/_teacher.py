@@ -49,7 +49,7 @@ def network(dataset: Dataset, key: PRNGKeyArray) -> mm.Denoiser:
     shape, classes = dataset.x.shape[1:], dataset.num_classes or None
     if network_kind(shape) == "mlp":
         return mm.Denoiser(mm.nn.MLP(shape, width=256, depth=3, num_classes=classes, key=key))
-    return mm.Denoiser(mm.nn.UNet(shape[0], num_classes=classes, key=key))
+    return mm.Denoiser(mm.nn.UNet(shape[0], multipliers=(1, 2), patch=2, num_classes=classes, key=key))
 
 
 def train_teacher(

@@ -1,0 +1,406 @@
+"""The losses against their definitions: by hand, by limits, and by closed forms."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from helpers import gaussian_denoiser, linear
+
+import momentax as mm
+
+KEY = jax.random.key(7)
+X = jax.random.normal(jax.random.key(1), (8, 3), jnp.float64)
+WEIGHTS = [
+    mm.edm_weight,
+    mm.flat_weight,
+    mm.adaptive_weight,
+    mm.snr_weight,
+    mm.truncated_snr_weight,
+    mm.v_weight,
+]
+KERNELS = [mm.conditional_posterior, mm.ddim, mm.renoise, mm.stochastic(0.5), mm.noisier(0.3)]
+CROSS_ENTROPY = mm.Divergence(lambda target, prediction: -jnp.sum(target * jnp.log(prediction)), jnp.log)
+
+
+class Probabilities(eqx.Module):
+    """A network on the simplex, for the cross-entropy."""
+
+    net: eqx.Module
+
+    def __call__(self, z, logsnr, cond=None):
+        return jax.nn.softmax(self.net(z, logsnr / 10, cond))
+
+
+class Tanh(eqx.Module):
+    """A network that is not linear in its parameters."""
+
+    net: eqx.Module
+
+    def __call__(self, z, logsnr, cond=None):
+        return jnp.tanh(self.net(z, logsnr / 10, cond))
+
+
+TEACHER, STUDENT, AUX = (Tanh(linear(jax.random.key(i))) for i in range(3))
+PRECOND = mm.Diagonal(jax.tree.map(lambda leaf: 1 + jnp.abs(leaf), eqx.filter(TEACHER, eqx.is_inexact_array)))
+
+
+def predictions(model, draw):
+    return jax.vmap(model)(draw.z, draw.logsnr)
+
+
+def error_by_hand(model, draw, weight, divergence):
+    """mean w L(x, g(z)), written out with the weight held fixed."""
+    g = predictions(model, draw)
+    w = jax.lax.stop_gradient(jax.vmap(weight)(draw.logsnr, draw.x - g))
+    return jnp.mean(w * jax.vmap(divergence.loss)(draw.x, g))
+
+
+def stepped(model, nu, size):
+    return eqx.apply_updates(model, jax.tree.map(lambda leaf: -size * leaf, nu))
+
+
+def assert_trees_close(a, b, rtol, atol=0.0):
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=rtol, atol=atol), a, b)
+
+
+CASES = (
+    [(weight, mm.conditional_posterior, mm.squared_error) for weight in WEIGHTS]
+    + [(mm.v_weight, kernel, mm.squared_error) for kernel in KERNELS[1:]]
+    + [(mm.flat_weight, mm.conditional_posterior, CROSS_ENTROPY)]
+)
+
+
+@pytest.mark.parametrize(("weight", "kernel", "divergence"), CASES)
+def test_instant_is_the_limit_of_alternating_with_an_infinitesimal_auxiliary_step(weight, kernel, divergence):
+    r"""$[\text{student loss with}\ \phi = \theta - \lambda\Lambda\nabla L] / \lambda \to$ instant, value and gradient."""
+    rollout = mm.Rollout(mm.CosineSchedule(), 4, kernel)
+    wrap = Probabilities if divergence is CROSS_ENTROPY else Tanh
+    teacher, student = (wrap(model.net) for model in (TEACHER, STUDENT))
+    precond = mm.Diagonal(wrap(PRECOND.scale.net))
+    settings = {"rollout": rollout, "weight": weight, "divergence": divergence}
+
+    @eqx.filter_jit
+    def both(student, x, key):
+        key_nu, key_gap = jax.random.split(key)
+        draw = rollout(student, x[0::2], key_nu)
+        nu = precond(eqx.filter_grad(error_by_hand)(teacher, draw, weight, divergence))
+
+        def side(size):
+            loss = mm.student_loss(teacher, stepped(teacher, nu, size), **settings)
+            return eqx.filter_value_and_grad(loss)(student, x[1::2], key_gap)
+
+        size = 1e-4 / norm(nu)
+        difference = jax.tree.map(lambda a, b: (a - b) / (2 * size), side(size), side(-size))
+        return difference, eqx.filter_value_and_grad(mm.instant(teacher, precond, **settings))(student, x, key)
+
+    limit, instant = both(student, jax.nn.softmax(X) if divergence is CROSS_ENTROPY else X, KEY)
+    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(instant))
+    assert scale > 0
+    assert_trees_close(limit, instant, rtol=1e-6, atol=1e-6 * scale)
+
+
+def norm(tree):
+    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def test_the_value_of_instant_is_half_of_equation_9_on_a_linear_teacher():
+    r"""$E[\text{value}] = \frac12 |E\,\nabla_\theta L_\theta|^2_\Lambda$, which two dependent halves would overestimate."""
+    teacher, student = linear(jax.random.key(3)), linear(jax.random.key(4))
+    rollout = mm.Rollout(mm.CosineSchedule(-5.0, 5.0), 4, times=mm.uniform)
+    precond = mm.Diagonal(jax.tree.map(lambda leaf: 1 + jnp.abs(leaf), teacher))
+    loss = mm.instant(teacher, precond, rollout=rollout, weight=mm.flat_weight)
+
+    @jax.jit
+    def estimates(keys):
+        values = jax.vmap(lambda key: loss(student, jax.random.normal(key, (8, 3)), key))(keys)
+        draw = rollout(student, jax.random.normal(jax.random.key(5), (200_000, 3)), jax.random.key(6))
+        grads = jax.grad(error_by_hand)(teacher, draw, mm.flat_weight, mm.squared_error)
+        return values, 0.5 * sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, precond(grads))))
+
+    values, half_norm = estimates(jax.random.split(jax.random.key(8), 20_000))
+    stderr = jnp.std(values) / len(values) ** 0.5
+    assert stderr < 0.03 * half_norm
+    assert abs(jnp.mean(values) - half_norm) < 4 * stderr + 0.01 * half_norm
+
+
+class DataRollout(eqx.Module):
+    """Clean data in the student's place: what an exact student's draws are distributed as."""
+
+    forward: mm.Forward
+    axis_name: None = None
+
+    def __call__(self, student, x, key, cond=None):
+        return self.forward(x, key, cond)
+
+
+@pytest.mark.parametrize(("mean", "zero"), [(0.3, True), (0.8, False)])
+def test_instant_is_zero_at_the_data_for_an_exact_teacher_only(mean, zero):
+    """The gradient of an exact teacher's loss on data is zero in expectation, so that its norm is."""
+    loss = mm.instant(
+        gaussian_denoiser(mean, 0.7),
+        rollout=DataRollout(mm.Forward(mm.CosineSchedule())),
+        weight=mm.flat_weight,
+    )
+
+    @jax.jit
+    def value(key):
+        return loss(STUDENT, 0.3 + 0.7 * jax.random.normal(key, (64, 3)), key)
+
+    values = jax.lax.map(value, jax.random.split(KEY, 2000), batch_size=200)
+    stderr = jnp.std(values) / len(values) ** 0.5
+    assert (abs(jnp.mean(values)) < 4 * stderr) == zero
+    assert zero or jnp.mean(values) > 20 * stderr
+
+
+def test_instant_is_linear_in_the_preconditioner():
+    """Two preconditioners' sum gives the losses' sum, in value and gradient."""
+    other = mm.Diagonal(jax.tree.map(jnp.cos, PRECOND.scale))
+    both = mm.Diagonal(jax.tree.map(jnp.add, PRECOND.scale, other.scale))
+    evaluate = eqx.filter_jit(lambda precond: eqx.filter_value_and_grad(mm.instant(TEACHER, precond))(STUDENT, X, KEY))
+    total = jax.tree.map(jnp.add, evaluate(PRECOND), evaluate(other))
+    assert_trees_close(total, evaluate(both), rtol=1e-9, atol=1e-9)
+
+
+def test_instant_draws_its_two_halves_independently():
+    """Even and odd examples, with other noise and other times."""
+    draws = []
+
+    class Recording(eqx.Module):
+        rollout: mm.Rollout = mm.Rollout()
+        axis_name: None = None
+
+        def __call__(self, student, x, key, cond=None):
+            draws.append((x, self.rollout(student, x, key, cond)))
+            return draws[-1][1]
+
+    mm.instant(TEACHER, rollout=Recording())(STUDENT, X, KEY)
+    (x_even, even), (x_odd, odd) = draws
+    assert jnp.array_equal(x_even, X[0::2])
+    assert jnp.array_equal(x_odd, X[1::2])
+    offsets = (jnp.sort(draw.logsnr) for draw in (even, odd))
+    assert not jnp.any(jnp.isclose(*offsets))
+    same = mm.Rollout()(STUDENT, X[0::2], jax.random.split(KEY)[1])
+    assert not jnp.any(jnp.isclose(same.z, even.z))
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_the_students_gradient_is_the_papers_and_none_flows_through_z_s(weight):
+    r"""$(d\tilde x)^T w(s) [g_\phi(z_s) - g_\theta(z_s)]$, averaged over the batch."""
+    rollout = mm.Rollout(k=4)
+    loss = mm.student_loss(TEACHER, AUX, rollout=rollout, weight=weight)
+
+    @eqx.filter_jit
+    def both(student):
+        draw, pull = jax.vjp(lambda student: rollout(student, X, KEY).x, student)
+        frozen = rollout(student, X, KEY)
+        target, average = predictions(TEACHER, frozen), predictions(AUX, frozen)
+        w = jax.vmap(weight)(frozen.logsnr, draw - target)
+        return pull(w[:, None] * (average - target) / len(X))[0], eqx.filter_grad(loss)(student)
+
+    loss = eqx.Partial(lambda inner, student: inner(student, X, KEY), loss)
+    by_hand, ours = both(STUDENT)
+    assert_trees_close(by_hand, ours, rtol=1e-10, atol=1e-12)
+
+
+class Constant(eqx.Module):
+    """The auxiliary that knows nothing."""
+
+    value: jax.Array
+
+    def __call__(self, z, logsnr, cond=None):
+        return self.value
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_the_auxiliarys_minimiser_is_the_average_of_student_and_teacher(weight):
+    """Of constants, the one of least loss is half the weighted mean of x~ plus half that of the teacher."""
+    rollout = mm.Rollout(k=4)
+    loss = mm.aux_loss(TEACHER, STUDENT, rollout=rollout, weight=weight)
+    draw = rollout(STUDENT, X, KEY)
+    target = predictions(TEACHER, draw)
+    w = jax.vmap(weight)(draw.logsnr, draw.x - target)
+    best = Constant(jnp.average((draw.x + target) / 2, axis=0, weights=w))
+    value, grads = eqx.filter_jit(eqx.filter_value_and_grad(loss))(best, X, KEY)
+    by_hand = jnp.mean(w * jnp.sum((draw.x - best.value) ** 2 + (target - best.value) ** 2, axis=1))
+    np.testing.assert_allclose(value, by_hand, rtol=1e-10)
+    np.testing.assert_allclose(grads.value, 0, atol=1e-12 * float(jnp.max(w)))
+
+
+class TwoLevels(mm.AbstractSchedule):
+    """One log-SNR up to the middle, one after it."""
+
+    def logsnr(self, t):
+        return jnp.where(t <= 0.5, 1.0, -2.0).astype(t.dtype)
+
+    def time(self, logsnr):
+        return (logsnr < 0).astype(logsnr.dtype)
+
+
+def always_the_middle(key, index, count, dtype):
+    return jnp.full((), 0.5, dtype)
+
+
+class Affine(eqx.Module):
+    """x_hat = slope z + offset, whatever the noise."""
+
+    slope: jax.Array
+    offset: jax.Array
+
+    def __call__(self, z, logsnr, cond=None):
+        return self.slope * z + self.offset
+
+
+def test_the_value_of_the_student_loss_is_the_moment_gap_where_the_auxiliary_has_converged():
+    r"""$\frac12 E\,w\,|E_g[\tilde x | z_s] - g_\theta(z_s)|^2$, in closed form for Gaussian data and affine players."""
+    student, teacher = Affine(jnp.float64(0.6), jnp.float64(0.1)), Affine(jnp.float64(0.4), jnp.float64(-0.2))
+    logsnr_s, logsnr_t = jnp.float64(1.0), jnp.float64(-2.0)
+    step = mm.conditional_posterior(jnp.float64(1.0), jnp.float64(0.0), logsnr_s=logsnr_s, logsnr_t=logsnr_t)
+    kept, std = step.mean, step.std
+    fresh = mm.conditional_posterior(jnp.float64(0.0), jnp.float64(1.0), logsnr_s=logsnr_s, logsnr_t=logsnr_t).mean
+    z_s_slope, z_s_offset = kept + fresh * student.slope, fresh * student.offset
+    var = z_s_slope**2 + std**2
+    moment = Affine(student.slope * z_s_slope / var, student.offset - student.slope * z_s_slope / var * z_s_offset)
+    average = jax.tree.map(lambda a, b: (a + b) / 2, moment, teacher)
+    slope, offset = moment.slope - teacher.slope, moment.offset - teacher.offset
+    gap = 0.5 * (slope**2 * var + (slope * z_s_offset + offset) ** 2) * 3
+    rollout = mm.Rollout(TwoLevels(), 8, times=always_the_middle)
+    loss = mm.student_loss(teacher, average, rollout=rollout, weight=mm.flat_weight)
+    x = jax.random.normal(KEY, (400_000, 3))
+    draws = jax.jit(lambda x: rollout(student, x, KEY).z)(x)
+    np.testing.assert_allclose(jnp.var(draws), var, rtol=0.01)
+    np.testing.assert_allclose(eqx.filter_jit(loss)(student, x, KEY), gap, rtol=0.02)
+
+
+def test_the_denoising_loss_is_the_posterior_variance_at_the_exact_denoiser():
+    r"""$E|x - E[x|z]|^2 = 1 / (1/s^2 + e^\ell)$ per dimension for data N(m, s^2), and no gradient is left."""
+    schedule, teacher = TwoLevels(), gaussian_denoiser(0.3, 0.7)
+    loss = mm.denoising_loss(schedule=schedule, weight=mm.flat_weight, times=always_the_middle)
+    x = 0.3 + 0.7 * jax.random.normal(KEY, (400_000, 3))
+    value, grads = eqx.filter_jit(eqx.filter_value_and_grad(loss))(teacher, x, KEY)
+    np.testing.assert_allclose(value, 3 / (1 / 0.49 + np.e), rtol=0.01)
+    wrong = eqx.filter_jit(eqx.filter_grad(loss))(gaussian_denoiser(0.8, 0.7), x, KEY)
+    assert abs(grads.mean) < 0.02 * abs(wrong.mean)
+
+
+def test_moment_match_gives_the_losses_of_both_algorithms():
+    """With an auxiliary those of Algorithm 2, without that of Algorithm 3."""
+    alternating, instant = mm.moment_match(TEACHER, STUDENT, AUX), mm.moment_match(TEACHER, STUDENT, precond=PRECOND)
+    pairs = [
+        (alternating.student, mm.student_loss(TEACHER, AUX), STUDENT),
+        (alternating.aux, mm.aux_loss(TEACHER, STUDENT), AUX),
+        (instant.student, mm.instant(TEACHER, PRECOND), STUDENT),
+    ]
+    for one, other, model in pairs:
+        assert eqx.tree_equal(one, other)
+        assert eqx.filter_jit(one)(model, X, KEY) == eqx.filter_jit(other)(model, X, KEY)
+    assert instant.aux is None
+
+
+def test_a_new_teacher_is_new_data_and_not_a_new_program():
+    """One trace for every teacher, student and auxiliary; and no weight is a constant of the program."""
+    traces = []
+
+    @eqx.filter_jit
+    def evaluate(loss, model):
+        traces.append(loss)
+        return eqx.filter_value_and_grad(loss)(model, X, KEY)
+
+    players = [Tanh(linear(jax.random.key(i))) for i in range(6)]
+    for a, b in zip(players[:3], players[3:], strict=True):
+        for losses, model in [(mm.moment_match(a, b, a), b), (mm.moment_match(a, b), b)]:
+            evaluate(losses.student, model)
+        evaluate(mm.aux_loss(a, b), b)
+    assert len(traces) == 3
+    wide = linear(jax.random.key(0), 500)
+    for loss in (mm.instant(wide), mm.student_loss(wide, wide), mm.aux_loss(wide, wide)):
+        program = eqx.filter_jit(loss).lower(wide, jnp.zeros((2, 500)), KEY).as_text()
+        assert len(program) < 500 * 500
+
+
+def test_half_precision_networks_give_single_precision_losses():
+    """The coefficients stay in float32: what is lost is what bfloat16 loses in a network, some 2^-8."""
+    x = X.astype(jnp.bfloat16)
+
+    def evaluate(dtype):
+        models = [jax.tree.map(lambda leaf: leaf.astype(dtype), model) for model in (TEACHER, STUDENT, AUX)]
+        settings = {"weight": mm.flat_weight}
+        losses = mm.denoising_loss(**settings), mm.aux_loss(*models[:2], **settings), mm.instant(models[0])
+        return [eqx.filter_jit(loss)(models[2], x, KEY) for loss in losses]
+
+    half, single = evaluate(jnp.bfloat16), evaluate(jnp.float32)
+    assert {value.dtype for value in half + single} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(half[:2], single[:2], rtol=0.02)
+    assert np.all(np.isfinite(half))
+
+
+def test_conditioning_of_any_structure_reaches_every_player():
+    """A tree, batched with x: the loss is that of networks with the conditioning added."""
+
+    class Conditioned(eqx.Module):
+        net: eqx.Module
+
+        def __call__(self, z, logsnr, cond):
+            return self.net(z, logsnr) + cond["shift"][0] * cond["scale"]
+
+    cond = {"shift": (X,), "scale": jnp.linspace(0.0, 1.0, 8)}
+    models = [Conditioned(model) for model in (TEACHER, AUX, STUDENT)]
+    plain = eqx.filter_jit(mm.student_loss(TEACHER, AUX))(STUDENT, X, KEY)
+    zero = jax.tree.map(jnp.zeros_like, cond)
+    assert eqx.filter_jit(mm.student_loss(*models[:2]))(models[2], X, KEY, zero) == plain
+    for loss in (mm.student_loss(*models[:2]), mm.aux_loss(*models[1:]), mm.instant(models[0])):
+        assert eqx.filter_jit(loss)(models[2], X, KEY, cond) != eqx.filter_jit(loss)(models[2], X, KEY, zero)
+
+
+def test_images_of_any_rank_are_summed_over_their_dimensions():
+    """The same numbers in another shape have the same losses."""
+
+    class Shaped(eqx.Module):
+        net: eqx.Module
+
+        def __call__(self, z, logsnr, cond=None):
+            return self.net(z.ravel(), logsnr).reshape(z.shape)
+
+    flat, shaped = jax.random.normal(KEY, (6, 4)), jax.random.normal(KEY, (6, 4)).reshape(6, 1, 2, 2)
+    models = [Tanh(linear(jax.random.key(i), 4)) for i in range(3)]
+    for make in (lambda a, b, c: mm.student_loss(a, b), lambda a, b, c: mm.aux_loss(a, b), lambda a, b, c: mm.instant(a)):
+        loss, loss_shaped = make(*models), make(*map(Shaped, models))
+        value = eqx.filter_jit(loss)(models[2], flat, KEY)
+        assert jnp.isfinite(value)
+        # The noise of an example is drawn in its shape, and threefry fills shapes in row-major order.
+        np.testing.assert_allclose(eqx.filter_jit(loss_shaped)(Shaped(models[2]), shaped, KEY), value, rtol=1e-12)
+
+
+class WrongShape(eqx.Module):
+    def __call__(self, z, logsnr, cond=None):
+        return z[:1]
+
+
+BAD_CALLS = {
+    "odd batch": (mm.instant(TEACHER), (X[:7], KEY), ValueError, "even batch"),
+    "raw key": (mm.student_loss(TEACHER, AUX), (X, jnp.zeros(2, jnp.uint32)), TypeError, "typed key"),
+    "integer key": (mm.aux_loss(TEACHER, AUX), (X, 0), TypeError, "typed key"),
+    "batch of keys": (mm.denoising_loss(), (X, jax.random.split(KEY)), ValueError, "one key"),
+    "integer data": (mm.denoising_loss(), (X.astype(int), KEY), TypeError, "floating-point"),
+    "empty batch": (mm.instant(TEACHER), (X[:0], KEY), ValueError, "n >= 1"),
+    "one example": (mm.student_loss(TEACHER, AUX), (jnp.float64(1.0), KEY), ValueError, "shape"),
+    "cond of another length": (mm.instant(TEACHER), (X, KEY, {"a": X[:4]}), ValueError, r"cond\['a'\]"),
+    "teacher of another shape": (mm.student_loss(WrongShape(), AUX), (X, KEY), ValueError, "WrongShape"),
+    "instant teacher of another shape": (mm.instant(WrongShape()), (X, KEY), ValueError, "WrongShape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_told_before_anything_is_compiled(name, monkeypatch):
+    """What is needed, what was given, what to do; as users meet it, without a type checker."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    loss, arguments, error, words = BAD_CALLS[name]
+    with pytest.raises(error, match=words) as told:
+        loss(STUDENT, *arguments)
+    assert all(word in str(told.value) for word in ("needs", "got", "do "))
+
+
+def test_an_auxiliary_and_a_preconditioner_exclude_each_other():
+    with pytest.raises(ValueError, match="aux or precond; got both"):
+        mm.moment_match(TEACHER, STUDENT, AUX, precond=PRECOND)

@@ -1,0 +1,122 @@
+"""Many devices are one device: the same losses, gradients and updates."""
+
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import linear
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from test_losses import Tanh
+
+import momentax as mm
+
+KEY = jax.random.key(5)
+X = jax.random.normal(jax.random.key(1), (16, 3), jnp.float64)
+COND = jax.random.normal(jax.random.key(2), (16, 3), jnp.float64)
+TEACHER, STUDENT, AUX = (Tanh(linear(jax.random.key(i))) for i in range(3))
+PRECOND = mm.Diagonal(jax.tree.map(lambda leaf: 1 + jnp.abs(leaf), eqx.filter(TEACHER, eqx.is_inexact_array)))
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1))
+LOSSES = {
+    "denoising": lambda axis: mm.denoising_loss(axis_name=axis),
+    "student": lambda axis: mm.moment_match(TEACHER, STUDENT, AUX, axis_name=axis).student,
+    "aux": lambda axis: mm.moment_match(TEACHER, AUX, STUDENT, axis_name=axis).aux,
+    "instant": lambda axis: mm.instant(TEACHER, PRECOND, axis_name=axis),
+}
+
+
+def mesh(axis_type=AxisType.Auto):
+    return jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
+
+
+def step_over(axis):
+    def step(loss, model, opt_state, x, key, cond=None):
+        value, grads = mm.value_and_grad(loss, axis)(model, x, key, cond)
+        changes, opt_state = OPTIMIZER.update(grads, opt_state)
+        return eqx.apply_updates(model, changes), opt_state, value, grads
+
+    return step
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", LOSSES)
+def test_sharded_is_whole(name, axis_type):
+    """Three updates of SGD with clipping, which both see the gradient's scale; conditioning is spread too."""
+    whole, spread = eqx.filter_jit(step_over(None)), mm.data_parallel(step_over("data"), mesh(axis_type))
+    ours = theirs = (STUDENT, OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array)))
+    for n in range(3):
+        key = jax.random.fold_in(KEY, n)
+        *ours, value, grads = spread(LOSSES[name]("data"), *ours, X, key, COND)
+        *theirs, expected, whole_grads = whole(LOSSES[name](None), *theirs, X, key, COND)
+        np.testing.assert_allclose(value, expected, rtol=1e-10)
+        scale = float(optax.tree.norm(whole_grads))
+        assert scale > 0
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * scale), grads, whole_grads)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), ours[0], theirs[0])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_the_gradients_are_those_of_a_mapped_axis(name, check_vma):
+    """`jax.vmap(axis_name=...)`, another path to the same collectives, whether or not replication is tracked."""
+    gradient = mm.value_and_grad(LOSSES[name]("data"), "data")
+    mapped = jax.vmap(gradient, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=4)
+    by_map = jax.jit(mapped)(STUDENT, X.reshape(4, 4, 3), KEY)
+    spec = (P(), P("data"), P())
+    by_mesh = jax.jit(jax.shard_map(gradient, mesh=mesh(), in_specs=spec, out_specs=P(), check_vma=check_vma))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), by_mesh(STUDENT, X, KEY), by_map)
+
+
+@pytest.mark.parametrize(("name", "count"), [("denoising", 1), ("student", 1), ("aux", 1), ("instant", 2)])
+def test_each_gradient_crosses_the_mesh_once(name, count):
+    """All-reduces of a parameter's size in the program: one per gradient, and one more for nu."""
+    spread = mm.data_parallel(step_over("data"), mesh())
+    state = OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
+    lowered = eqx.filter_jit(spread).lower(LOSSES[name]("data"), STUDENT, state, X, KEY).as_text()
+    shapes = re.findall(r"stablehlo\.all_reduce.*?-> tensor<([0-9x]*)f64>", lowered, re.DOTALL)
+    assert shapes.count("3x3x") == count
+    assert shapes.count("") <= 1
+
+
+def test_without_a_mesh_the_gradient_is_equinoxs():
+    loss = mm.student_loss(TEACHER, AUX)
+    ours = eqx.filter_jit(mm.value_and_grad(loss))(STUDENT, X, KEY)
+    theirs = eqx.filter_jit(eqx.filter_value_and_grad(loss))(STUDENT, X, KEY)
+    assert eqx.tree_equal(ours, theirs)
+
+
+def test_a_sharded_step_is_compiled_once():
+    """A new model, teacher, batch and key are new data."""
+    traces = []
+
+    def step(*arguments):
+        traces.append(arguments)
+        return step_over("data")(*arguments)
+
+    spread = mm.data_parallel(step, mesh())
+    state = OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
+    for n, (a, b) in enumerate([(TEACHER, AUX), (AUX, STUDENT), (STUDENT, TEACHER)]):
+        spread(mm.instant(a, axis_name="data"), b, state, X + n, jax.random.key(n))
+    assert len(traces) == 1
+
+
+def test_a_loss_of_another_axis_is_an_error():
+    """Its noise would be the same on every device."""
+    with pytest.raises(ValueError, match="do build it with axis_name='data'"):
+        mm.value_and_grad(mm.denoising_loss(), "data")
+
+
+def test_a_mesh_without_the_axis_is_an_error():
+    with pytest.raises(ValueError, match=r"needs a mesh with the axis 'batch'; got \('data',\)"):
+        mm.data_parallel(step_over("batch"), mesh(), "batch")
+
+
+def test_a_batch_that_does_not_divide_is_an_error_before_compilation():
+    spread = mm.data_parallel(step_over("data"), mesh())
+    state = OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
+    with pytest.raises(ValueError, match=r"divides by the 4 devices .* got 14 examples; do take 12"):
+        spread(LOSSES["aux"]("data"), STUDENT, state, X[:14], KEY)
