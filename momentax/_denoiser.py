@@ -18,7 +18,9 @@ def predict_x(net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time |
     return _evaluate(net, z, _own(time, logsnr), cond)
 
 
-def predict_eps(net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any) -> Float[Array, "*x"]:
+def predict_eps(
+    net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any
+) -> Float[Array, "*x"]:
     r"""$\hat x = (z - \sigma\,\epsilon_\theta) / \alpha$: the network predicts the noise (Ho et al. 2020)."""
     return (z - sigma(logsnr) * _evaluate(net, z, _own(time, logsnr), cond)) / alpha(logsnr)
 
@@ -56,10 +58,11 @@ def predict_edm(
     *,
     sigma_data: float = 0.5,
 ) -> Float[Array, "*x"]:
-    r"""$\hat x = c_{skip} y + c_{out} F_\theta(c_{in} y, \tfrac14\ln\sigma_e)$ at $y = z / \alpha$, $\sigma_e = \sigma / \alpha$.
+    r"""$\hat x = c_{skip} y + c_{out} F_\theta(c_{in} y, \frac14\ln\sigma_e)$, the network with EDM's preconditioning.
 
-    Karras et al. 2022, table 1: $c_{skip} = \sigma_d^2 / (\sigma_e^2 + \sigma_d^2)$,
-    $c_{out} = \sigma_e\sigma_d / \sqrt{\sigma_e^2 + \sigma_d^2}$, $c_{in} = 1 / \sqrt{\sigma_e^2 + \sigma_d^2}$.
+    Karras et al. 2022, table 1, at $y = z/\alpha$, $\sigma_e = \sigma/\alpha$:
+    $c_{skip} = \sigma_d^2 / (\sigma_e^2 + \sigma_d^2)$, $c_{out} = \sigma_e\sigma_d / \sqrt{\sigma_e^2 + \sigma_d^2}$,
+    $c_{in} = 1 / \sqrt{\sigma_e^2 + \sigma_d^2}$.
     """
     y, noise = z / alpha(logsnr), jnp.exp(-logsnr / 2)
     scale = jnp.sqrt(noise**2 + sigma_data**2)

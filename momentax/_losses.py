@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -205,7 +206,7 @@ class _Instant(eqx.Module):
     ) -> Float[Array, ""]:
         _check_even(x)
         key_nu, key_gap = jax.random.split(key)
-        even, odd = (jax.tree.map(lambda leaf: leaf[half::2], (x, cond)) for half in (0, 1))
+        even, odd = (jax.tree.map(itemgetter(slice(half, None, 2)), (x, cond)) for half in (0, 1))
         nu = self._nu(lax.stop_gradient(self.rollout(student, even[0], key_nu, even[1])))
         draw = self.rollout(student, odd[0], key_gap, odd[1])
         target, tangent = lax.stop_gradient(self._tangent(nu, draw))

@@ -9,10 +9,11 @@ def paper_optimizer(
     *,
     warmup: int = 1000,
     clip: float = 1.0,
+    b1: float = 0.0,
     b2: float = 0.99,
     eps: float = 1e-12,
 ) -> optax.GradientTransformation:
-    r"""Clip, then Adam with $\beta_1 = 0$, warmed up and then linear to zero: appendix A of Salimans et al. 2024.
+    r"""Clip, then Adam with $\beta_1 = 0$, warmed up and then linear to zero: the recipe of Salimans et al. 2024.
 
     Without a first moment Adam is RMSprop with bias correction, $g / (\sqrt{\hat\nu} + \epsilon)$, in half the memory.
 
@@ -21,6 +22,7 @@ def paper_optimizer(
         updates: after how many the rate is zero, the warm-up's included.
         warmup: updates from zero to `learning_rate`; at most `updates`.
         clip: the largest global norm of a gradient.
+        b1: of the first moment, which the paper does without; above zero this is Adam in full.
     """
     if not (learning_rate > 0 and 0 <= warmup < updates):
         raise ValueError(
@@ -28,11 +30,16 @@ def paper_optimizer(
             f" got {learning_rate!r}, warmup {warmup!r}, updates {updates!r}; do lower warmup"
         )
     rate = optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, warmup), optax.linear_schedule(learning_rate, 0.0, updates - warmup)],
+        [
+            optax.linear_schedule(0.0, learning_rate, warmup),
+            optax.linear_schedule(learning_rate, 0.0, updates - warmup),
+        ],
         [warmup],
     )
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
+        optax.scale_by_adam(b1, b2, eps)
+        if b1
+        else optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.scale_by_learning_rate(rate),
     )

@@ -31,7 +31,8 @@ def value_and_grad(loss: Callable[..., Any], axis_name: str | None = None):
     of_loss = getattr(loss, "axis_name", axis_name)
     if of_loss != axis_name:
         raise ValueError(
-            f"needs a loss over the axis {axis_name!r}; got one over {of_loss!r}; do build it with axis_name={axis_name!r}"
+            f"needs a loss over the axis {axis_name!r}; got one over {of_loss!r};"
+            f" do build it with axis_name={axis_name!r}"
         )
     return _ValueAndGrad(loss, axis_name)
 
@@ -111,9 +112,7 @@ class _DataParallel(eqx.Module):
             return dynamic
 
         whole, split = (NamedSharding(self.mesh, spec) for spec in (P(), P(self.axis_name)))
-        spread = jax.shard_map(
-            on_one_device, mesh=self.mesh, in_specs=(P(), P(self.axis_name), P()), out_specs=P()
-        )
+        spread = jax.shard_map(on_one_device, mesh=self.mesh, in_specs=(P(), P(self.axis_name), P()), out_specs=P())
         dynamic = spread(jax.device_put(arrays, whole), jax.device_put(batch, split), jax.device_put(key, whole))
         return eqx.combine(dynamic, results[-1])
 

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 
@@ -43,9 +44,11 @@ def adam_preconditioner(opt_state: PyTree[Any], *, b2: float = 0.999, eps: float
         ValueError: where the state contains none, or several, or has seen no gradient.
     """
     state = _only(_adam_states(opt_state))
-    if not isinstance(state.count, jax.core.Tracer) and int(state.count) < 1:
+    if not isinstance(state.count, Tracer) and int(jnp.asarray(state.count)) < 1:
         raise ValueError("needs an Adam state that has seen a gradient; got count 0; do update it at least once")
-    return Diagonal(jax.tree.map(lambda nu: 1 / (jnp.sqrt(nu) + eps), optax.tree.bias_correction(state.nu, b2, state.count)))
+    return Diagonal(
+        jax.tree.map(lambda nu: 1 / (jnp.sqrt(nu) + eps), optax.tree.bias_correction(state.nu, b2, state.count))
+    )
 
 
 def estimate_preconditioner(
@@ -59,7 +62,7 @@ def estimate_preconditioner(
 ) -> Diagonal:
     r"""Adam's Lambda for a teacher whose optimiser state is lost: its second moment over some batches.
 
-    The parameters do not move. Section 3.2 of Salimans et al. 2024 reads Lambda off the teacher's Adam; this runs
+    The parameters do not move. Salimans et al. 2024 read Lambda off the teacher's Adam; this runs
     Adam's recursion at the teacher itself.
 
     Args:

@@ -1,8 +1,8 @@
 r"""The Gaussian diffusion process: its marginals, and the kernels that step from z_t to z_s given x.
 
 The kernels are one family, that of Song et al. 2021, equation (7): with $\hat\epsilon = (z_t - \alpha_t x)/\sigma_t$,
-$z_s = \alpha_s x + \sigma_s(\rho\,\hat\epsilon + \sqrt{1 - \rho^2}\,\epsilon)$, which has the marginals of the process for
-every $\rho$ in [0, 1]. $\rho^2 = r = \mathrm{SNR}_t/\mathrm{SNR}_s$ is the posterior, 1 is DDIM, 0 is re-noising.
+$z_s = \alpha_s x + \sigma_s(\rho\,\hat\epsilon + \sqrt{1 - \rho^2}\,\epsilon)$ has the process's marginals for every
+$\rho$ in [0, 1]. $\rho^2 = r = \mathrm{SNR}_t/\mathrm{SNR}_s$ is the posterior, 1 is DDIM, 0 is re-noising.
 """
 
 from typing import NamedTuple
@@ -69,9 +69,9 @@ def stochastic(eta: float):
 
 
 def noisier(gamma: float):
-    r"""The posterior with more noise: $\ln\sigma^2 = \gamma\ln((1 - r)\sigma_t^2) + (1 - \gamma)\ln((1 - r)\sigma_s^2)$.
+    r"""The posterior, noisier: $\ln\sigma^2 = \gamma\ln((1 - r)\sigma_t^2) + (1 - \gamma)\ln((1 - r)\sigma_s^2)$.
 
-    Salimans & Ho 2022, appendix C; for samplers of many steps. It leaves the family: its marginals are wider.
+    Salimans & Ho 2022; for samplers of many steps. It leaves the family: its marginals are wider.
 
     Args:
         gamma: in [0, 1]; `noisier(0.0)` is `conditional_posterior`.

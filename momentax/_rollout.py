@@ -48,7 +48,7 @@ class Forward(eqx.Module):
     r"""The process itself: $s \sim p(s)$, $z_s \sim q(z_s | x)$ for data x.
 
     Args:
-        times: p(s), in the schedule's time: a function `(key, index, count, dtype) -> s` for example `index` of `count`.
+        times: p(s) in the schedule's time, `(key, index, count, dtype) -> s`, for example `index` of `count`.
         axis_name: the mesh axis (or `vmap` axis) that the batch is spread over.
     """
 
@@ -74,7 +74,7 @@ class Rollout(eqx.Module):
     Args:
         k: the number of steps that the student shall sample in.
         kernel: $q(z_s | z_t, \tilde x)$, any function of `conditional_posterior`'s type.
-        times: p(s), in the schedule's time: a function `(key, index, count, dtype) -> s` for example `index` of `count`.
+        times: p(s) in the schedule's time, `(key, index, count, dtype) -> s`, for example `index` of `count`.
         axis_name: the mesh axis (or `vmap` axis) that the batch is spread over.
     """
 
@@ -112,15 +112,15 @@ def over(draws: Any, axis_name: str | None) -> Any:
 
 
 class _Place(NamedTuple):
-    """One example's place in the global batch: the batch's key for times, its own key, its index, the count."""
+    """One example's place in the global batch: the batch's key, its own key, its position, the batch's size."""
 
     shared: PRNGKeyArray
     key: PRNGKeyArray
-    index: Int[Array, ""]
-    count: int
+    position: Int[Array, ""]
+    total: int
 
     def time(self, times: Times, dtype: Any) -> Float[Array, ""]:
-        return times(self.shared, self.index, self.count, dtype)
+        return times(self.shared, self.position, self.total, dtype)
 
 
 def _per_example(draw, x, key: PRNGKeyArray, cond: PyTree[Any], axis_name: str | None) -> Draw:

@@ -2,12 +2,13 @@
 
 import abc
 import math
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 
 def alpha(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -86,7 +87,7 @@ class CosineSchedule(AbstractSchedule):
 class FlowSchedule(AbstractSchedule):
     r"""$\ell = 2\ln\frac{1 - \tau}{\tau}$ with $\tau$ linear in t: rectified flow, rescaled to variance preserving.
 
-    Liu et al. 2022; Esser et al. 2024, section 3.1. The range of $\ell$ truncates $\tau$ to the inside of [0, 1].
+    Liu et al. 2022; Esser et al. 2024. The range of $\ell$ truncates $\tau$ to the inside of [0, 1].
     """
 
     logsnr_min: float = eqx.field(default=-15.0, static=True)
@@ -117,7 +118,7 @@ class DiscreteSchedule(AbstractSchedule):
 
     logsnrs: Float[Array, " steps"]
 
-    def __init__(self, alphas_cumprod: ArrayLike):
+    def __init__(self, alphas_cumprod: Sequence[float] | Array | np.ndarray):
         table = np.asarray(alphas_cumprod, np.float64)
         if table.ndim != 1 or len(table) < 2 or not (np.all((table > 0) & (table < 1)) and np.all(np.diff(table) < 0)):
             raise ValueError(
@@ -139,7 +140,7 @@ class DiscreteSchedule(AbstractSchedule):
 
 
 def shifted(schedule: AbstractSchedule, shift: float) -> AbstractSchedule:
-    r"""$\ell(t) + c$: the same times at another resolution, section 2.1 of Hoogeboom et al. 2023.
+    r"""$\ell(t) + c$: the same times at another resolution, Hoogeboom et al. 2023.
 
     Args:
         shift: c, in nats of log-SNR; `resolution_shift` gives the one for a resolution. The weights take the
@@ -151,7 +152,7 @@ def shifted(schedule: AbstractSchedule, shift: float) -> AbstractSchedule:
 def interpolated(low: AbstractSchedule, high: AbstractSchedule) -> AbstractSchedule:
     r"""$t\,\ell_{low}(t) + (1 - t)\,\ell_{high}(t)$: one schedule near noise, another near data.
 
-    Hoogeboom et al. 2023, equation (4), for two shifts of one schedule with $\ell_{low} \le \ell_{high}$.
+    Hoogeboom et al. 2023, for two shifts of one schedule with $\ell_{low} \le \ell_{high}$.
     """
     return _Interpolated(low, high)
 

@@ -25,16 +25,12 @@ def flat_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"]) -> Float
     return jnp.ones_like(logsnr)
 
 
-def adaptive_weight(
-    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, eps: float = 1e-6
-) -> Float[Array, ""]:
-    r"""$w = 1 / (\mathrm{mean}|\tilde x - g_\theta(z_s)| + \epsilon)$ per example (Yin et al. 2024, DMD, equation 8)."""
+def adaptive_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, eps: float = 1e-6) -> Float[Array, ""]:
+    r"""$w = 1 / (\mathrm{mean}|\tilde x - g_\theta(z_s)| + \epsilon)$ per example (Yin et al. 2024, DMD)."""
     return 1 / (jnp.mean(jnp.abs(residual)) + eps)
 
 
-def snr_weight(
-    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0
-) -> Float[Array, ""]:
+def snr_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0) -> Float[Array, ""]:
     r"""$w = e^{\ell - c}$, the weight of an unweighted loss on the noise (Salimans & Ho 2022, section 4)."""
     return jnp.exp(logsnr - shift)
 

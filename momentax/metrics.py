@@ -156,9 +156,7 @@ def _mean_entropy(p: Rows) -> float:
 def _coverage(points: Rows, centres: Float64[np.ndarray, "m d"], k: int) -> float:
     """The share of the points inside the ball of at least one centre."""
     chunks = _chunks(centres, 512)
-    radii = np.concatenate(
-        [np.partition(_squared_distances(part, centres), k, axis=1)[:, k] for part in chunks]
-    )
+    radii = np.concatenate([np.partition(_squared_distances(part, centres), k, axis=1)[:, k] for part in chunks])
     inside = [np.any(_squared_distances(part, centres) <= radii, axis=1) for part in _chunks(points, 512)]
     return float(np.concatenate(inside).mean())
 
@@ -179,15 +177,11 @@ def _chunks(x: Rows, size: int) -> Iterator[Rows]:
     return (x[start : start + size] for start in range(0, len(x), size))
 
 
-def _pair(
-    a: Array | np.ndarray, b: Array | np.ndarray, least: int
-) -> tuple[Rows, Float64[np.ndarray, "m d"]]:
+def _pair(a: Array | np.ndarray, b: Array | np.ndarray, least: int) -> tuple[Rows, Float64[np.ndarray, "m d"]]:
     """Both sets as float64 rows of one length."""
     x, y = _rows(a, "the first set", least), _rows(b, "the second set", least)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"needs features of one width; got {x.shape[1]} and {y.shape[1]}; do use one network for both"
-        )
+        raise ValueError(f"needs features of one width; got {x.shape[1]} and {y.shape[1]}; do use one network for both")
     return x, y
 
 

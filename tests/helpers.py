@@ -63,3 +63,9 @@ def linear(key: PRNGKeyArray, d: int = 3, dtype: Any = jnp.float64) -> Linear:
     return Linear(
         jax.random.normal(weight, (d, d), dtype) / d**0.5, jax.random.normal(drift, (d,), dtype) / d
     )
+
+
+def program_of(function: Any, *args: Any) -> str:
+    """The lowered program of a function under `eqx.filter_jit`, as text."""
+    jitted: Any = eqx.filter_jit(function)
+    return jitted.lower(*args).as_text()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import linear
+from helpers import linear, program_of
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from test_losses import Tanh
@@ -42,21 +42,26 @@ def step_over(axis):
     return step
 
 
+def assert_near(ours, theirs, atol):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("name", LOSSES)
 def test_sharded_is_whole(name, axis_type):
     """Three updates of SGD with clipping, which both see the gradient's scale; conditioning is spread too."""
     whole, spread = eqx.filter_jit(step_over(None)), mm.data_parallel(step_over("data"), mesh(axis_type))
-    ours = theirs = (STUDENT, OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array)))
+    model, state = theirs, their_state = STUDENT, OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
     for n in range(3):
         key = jax.random.fold_in(KEY, n)
-        *ours, value, grads = spread(LOSSES[name]("data"), *ours, X, key, COND)
-        *theirs, expected, whole_grads = whole(LOSSES[name](None), *theirs, X, key, COND)
+        model, state, value, grads = spread(LOSSES[name]("data"), model, state, X, key, COND)
+        theirs, their_state, expected, whole_grads = whole(LOSSES[name](None), theirs, their_state, X, key, COND)
         np.testing.assert_allclose(value, expected, rtol=1e-10)
         scale = float(optax.tree.norm(whole_grads))
         assert scale > 0
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10 * scale), grads, whole_grads)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), ours[0], theirs[0])
+        assert_near(grads, whole_grads, 1e-10 * scale)
+        assert_near(model, theirs, 1e-10)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -76,7 +81,7 @@ def test_each_gradient_crosses_the_mesh_once(name, count):
     """All-reduces of a parameter's size in the program: one per gradient, and one more for nu."""
     spread = mm.data_parallel(step_over("data"), mesh())
     state = OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
-    lowered = eqx.filter_jit(spread).lower(LOSSES[name]("data"), STUDENT, state, X, KEY).as_text()
+    lowered = program_of(spread, LOSSES[name]("data"), STUDENT, state, X, KEY)
     shapes = re.findall(r"stablehlo\.all_reduce.*?-> tensor<([0-9x]*)f64>", lowered, re.DOTALL)
     assert shapes.count("3x3x") == count
     assert shapes.count("") <= 1

@@ -82,9 +82,12 @@ def _draw_with_inputs(key):
 def test_noisy_states_are_those_of_the_process():
     r"""Where the student returns the data, $z_s \sim q(z_s | x)$: its standardised noise is standard normal."""
     x = jnp.full((20_000, 3), 0.5)
-    for draws in (mm.Forward(), mm.Rollout(), mm.Rollout(kernel=mm.stochastic(0.5))):
-        arguments = (x, KEY) if isinstance(draws, mm.Forward) else (lambda z, l, cond=None: 0 * z + 0.5, x, KEY)
-        draw = eqx.filter_jit(draws)(*arguments)
+    draws = [
+        lambda: mm.Forward()(x, KEY),
+        lambda: mm.Rollout()(lambda z, logsnr, cond=None: 0 * z + 0.5, x, KEY),
+        lambda: mm.Rollout(kernel=mm.stochastic(0.5))(lambda z, logsnr, cond=None: 0 * z + 0.5, x, KEY),
+    ]
+    for draw in (jax.jit(drawn)() for drawn in draws):
         noise = (draw.z - jax.vmap(jnp.multiply)(mm.alpha(draw.logsnr), draw.x)) / mm.sigma(draw.logsnr)[:, None]
         assert abs(jnp.mean(noise)) < 5 / noise.size**0.5
         assert abs(jnp.mean(noise**2) - 1) < 5 * (2 / noise.size) ** 0.5
@@ -166,7 +169,7 @@ def test_an_exact_student_matches_the_moments_of_the_data(kernel, logsnr_s, logs
 
 
 def test_at_one_step_posterior_and_renoising_coincide():
-    r"""k = 1 from $t = 1$: the student's loss is Diff-Instruct's, $(d\tilde x)^T w [g_\phi - g_\theta](z)$, z re-noised."""
+    r"""From t = 1 the student's gradient is Diff-Instruct's, $(d\tilde x)^T w [g_\phi - g_\theta](z)$, z re-noised."""
 
     class Ends(mm.AbstractSchedule):
         def logsnr(self, t):
@@ -182,7 +185,7 @@ def test_at_one_step_posterior_and_renoising_coincide():
         draws = mm.Rollout(Ends(), 1, times=start), mm.Rollout(Ends(), 1, mm.renoise, start)
         teacher, aux = gaussian_denoiser(0.3, 0.7), gaussian_denoiser(-0.2, 0.4)
         losses = [mm.student_loss(teacher, aux, rollout=rollout, weight=mm.flat_weight) for rollout in draws]
-        draw, pull = jax.vjp(lambda student: draws[1](student, X, KEY).x, student)
+        _, pull = jax.vjp(lambda student: draws[1](student, X, KEY).x, student)
         z = jax.lax.stop_gradient(draws[1](student, X, KEY).z)
         gap = jax.vmap(lambda z: aux(z, jnp.float64(1.0)) - teacher(z, jnp.float64(1.0)))(z)
         return [eqx.filter_grad(loss)(student, X, KEY) for loss in losses], pull(gap / len(X))[0]

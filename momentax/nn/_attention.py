@@ -23,9 +23,7 @@ class Attention(eqx.Module):
     def __check_init__(self):
         channels = self.out.weight.shape[0]
         if self.heads < 1 or channels % self.heads:
-            raise ValueError(
-                f"attention needs heads that divide {channels} channels; got {self.heads}; do heads=1"
-            )
+            raise ValueError(f"attention needs heads that divide {channels} channels; got {self.heads}; do heads=1")
 
     def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
         h, w, c = x.shape
@@ -34,9 +32,7 @@ class Attention(eqx.Module):
         return x + self.out(mixed.reshape(x.shape))
 
 
-def _attend(
-    q: Float[Array, "t n d"], k: Float[Array, "t n d"], v: Float[Array, "t n d"]
-) -> Float[Array, "t n d"]:
+def _attend(q: Float[Array, "t n d"], k: Float[Array, "t n d"], v: Float[Array, "t n d"]) -> Float[Array, "t n d"]:
     # It promotes its inputs with float32, which strict promotion refuses for float64.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v).astype(v.dtype)

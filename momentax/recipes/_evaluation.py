@@ -12,7 +12,7 @@ import momentax as mm
 
 from ._data import Dataset
 from ._progress import bar
-from ._settings import KERNELS, SCHEDULES, Distill
+from ._settings import KERNELS, SCHEDULES, Run
 
 FEATURES = "pixels"
 _CHUNK = 500
@@ -48,7 +48,7 @@ def distances(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> dict[s
 
 
 def evaluate(
-    config: Distill, dataset: Dataset, teacher: Any, student: Any
+    config: Run, dataset: Dataset, teacher: Any, student: Any
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Float[np.ndarray, "n c h w"]]]:
     """Distances of the student at k steps and the teacher at several, and the samples behind them, by label."""
     figures: dict[str, dict[str, dict[str, float]]] = {"student": {}, "teacher": {}}

@@ -31,9 +31,7 @@ def verified(raw: bytes, sha256: str, path: Path) -> bytes:
     """`raw` itself, if its SHA-256 is the expected one."""
     found = hashlib.sha256(raw).hexdigest()
     if found != sha256:
-        raise ValueError(
-            f"needs contents of {path} with sha256 {sha256}; got {found}; do delete it and fetch it again"
-        )
+        raise ValueError(f"needs contents of {path} with sha256 {sha256}; got {found}; do delete it and fetch it again")
     return raw
 
 
@@ -51,14 +49,10 @@ def read_idx(raw: bytes, path: Path) -> UInt8[np.ndarray, "..."]:
     rank = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
     head = 4 + 4 * rank
     if rank == 0 or len(raw) < head:
-        raise ValueError(
-            f"needs an IDX file of bytes; got {path}, which starts with {raw[:4]!r}; do fetch it again"
-        )
+        raise ValueError(f"needs an IDX file of bytes; got {path}, which starts with {raw[:4]!r}; do fetch it again")
     shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", count=rank, offset=4))
     if len(raw) - head != math.prod(shape):
-        raise ValueError(
-            f"needs the bytes of shape {shape}; got {len(raw) - head} in {path}; do fetch it again"
-        )
+        raise ValueError(f"needs the bytes of shape {shape}; got {len(raw) - head} in {path}; do fetch it again")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
 

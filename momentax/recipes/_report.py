@@ -11,7 +11,7 @@ import numpy as np
 
 from ._data import Dataset
 from ._evaluation import FEATURES
-from ._settings import Distill, as_json
+from ._settings import Run, as_json
 
 
 def versions() -> dict[str, str]:
@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def report(
-    config: Distill,
+    config: Run,
     dataset: Dataset,
     teacher: dict[str, Any],
     figures: dict[str, Any],
@@ -36,7 +36,12 @@ def report(
         "versions": versions(),
         "device": f"{jax.devices()[0].device_kind}, {jax.device_count()} of them",
         "date": time.strftime("%Y-%m-%d"),
-        "data": {"name": dataset.name, "examples": len(dataset.x), "shape": dataset.x.shape[1:], "source": dataset.source},
+        "data": {
+            "name": dataset.name,
+            "examples": len(dataset.x),
+            "shape": dataset.x.shape[1:],
+            "source": dataset.source,
+        },
         "teacher": teacher,
         "features": f"{FEATURES}, {dataset.x[0].size} numbers in [-1, 1]",
         "figures": figures,
@@ -45,7 +50,7 @@ def report(
     }
 
 
-def command(config: Distill) -> str:
+def command(config: Run) -> str:
     """The command line that makes this run again, with every default written out."""
     flags = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in as_json(config).items()]
     return " ".join(["momentax distill", *flags, f"--output {shlex.quote(str(config.output))}"])

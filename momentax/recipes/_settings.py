@@ -32,6 +32,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "stochastic": mm.stochastic(0.5),
 }
 
+Weight = Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
@@ -48,7 +50,7 @@ class Distill:
     """steps that the student shall sample in"""
     schedule: Literal["cosine", "flow", "karras"] = "cosine"
     """of the rollouts, and of every sampler of the run"""
-    weight: Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"] | None = None
+    weight: Weight | None = None
     """w(s) of the distillation; None is the preset of data and algorithm"""
     kernel: Literal["ddim", "posterior", "renoise", "stochastic"] = "posterior"
     """q(z_s | z_t, x) of the rollouts and of the student's sampler; stochastic has eta = 0.5"""
@@ -89,6 +91,17 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True)
+class Run(Distill):
+    """A distillation with every default filled in."""
+
+    weight: Weight = "flat"
+    teacher_updates: int = 0
+    updates: int = 0
+    batch: int = 0
+    learning_rate: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
     """How long and how fast: for one kind of data."""
 
@@ -117,12 +130,12 @@ PRESETS = {
 }
 
 
-def resolved(config: Distill, dataset: Dataset) -> Distill:
+def resolved(config: Distill, dataset: Dataset) -> Run:
     """The configuration with every default filled in, checked against the data."""
     preset = PRESETS[network_kind(dataset.x.shape[1:])]
     filled = {**getattr(preset, config.algorithm), "teacher_updates": preset.teacher_updates}
-    open_ones = {name: value for name, value in filled.items() if getattr(config, name) is None}
-    config = dataclasses.replace(config, **open_ones)
+    given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    config = Run(**(filled | given))
     if network_kind(dataset.x.shape[1:]) == "unet" and (dataset.x.shape[2] % 4 or dataset.x.shape[3] % 4):
         raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
     positive = ("k", "teacher_updates", "updates", "batch", "samples", "learning_rate")
@@ -148,7 +161,7 @@ def network_kind(shape: tuple[int, ...]) -> str:
     return "mlp" if shape[1] * shape[2] <= 64 else "unet"
 
 
-def as_json(config: Distill) -> dict[str, Any]:
+def as_json(config: Run) -> dict[str, Any]:
     """The configuration as plain values, without what is about the place it is written to."""
     values = dataclasses.asdict(config)
     return {name: value for name, value in values.items() if name not in ("output", "overwrite")}

@@ -14,12 +14,12 @@ import momentax as mm
 from ._data import Dataset
 from ._folder import Folder
 from ._progress import Progress
-from ._settings import PRESETS, Distill, network_kind
+from ._settings import PRESETS, Distill, Run, network_kind
 from ._training import Curves, batches, initial_state, updating
 
 
 def found_teacher(folder: Folder, config: Distill, dataset: Dataset) -> dict[str, Any] | None:
-    """What the folder's teacher was trained on and for how long; None where there is none; an error if it does not fit."""
+    """What the folder's teacher was trained on, and for how long; None without one; an error if it does not fit."""
     if not folder.has("teacher.json"):
         return None
     found = folder.read_json("teacher.json")
@@ -52,9 +52,7 @@ def network(dataset: Dataset, key: PRNGKeyArray) -> mm.Denoiser:
     return mm.Denoiser(mm.nn.UNet(shape[0], multipliers=(1, 2), patch=2, num_classes=classes, key=key))
 
 
-def train_teacher(
-    config: Distill, dataset: Dataset, teacher: mm.Denoiser, key: PRNGKeyArray
-) -> tuple[mm.Denoiser, Curves]:
+def train_teacher(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:
     """A teacher: unweighted loss on v under the cosine schedule, Adam, cosine decay, moving average of its weights.
 
     A tenth of the labels is hidden, for guidance.

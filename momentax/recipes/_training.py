@@ -14,12 +14,12 @@ import momentax as mm
 
 from ._data import Dataset
 from ._progress import Progress
-from ._settings import KERNELS, SCHEDULES, WEIGHTS, Distill
+from ._settings import KERNELS, SCHEDULES, WEIGHTS, Run
 
 Curves = dict[str, list[float]]
 
 
-def distill(config: Distill, dataset: Dataset, teacher: Any, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:
+def distill(config: Run, dataset: Dataset, teacher: Any, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:
     """A student of the teacher, by the configured algorithm, from the teacher's own weights."""
     rollout = mm.Rollout(SCHEDULES[config.schedule](), config.k, KERNELS[config.kernel])
     settings = {"rollout": rollout, "weight": WEIGHTS[config.weight or "edm"]}
@@ -28,12 +28,12 @@ def distill(config: Distill, dataset: Dataset, teacher: Any, key: PRNGKeyArray) 
     return run(config, settings, guide(config, teacher), teacher, examples, key)
 
 
-def guide(config: Distill, teacher: Any) -> Any:
+def guide(config: Run, teacher: Any) -> Any:
     """The teacher as it is matched and sampled: with guidance, where there is any."""
     return mm.guided(teacher, config.guidance) if config.guidance else teacher
 
 
-def _alternating(config: Distill, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
+def _alternating(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
     optimizer = _optimizer(config, -(-config.updates // 2))
     student = aux = teacher
     student_state = aux_state = initial_state(optimizer, teacher)
@@ -50,10 +50,14 @@ def _alternating(config: Distill, settings: Any, guided: Any, teacher: mm.Denois
     return student, progress.losses
 
 
-def _instant(config: Distill, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
+def _instant(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
     optimizer = _optimizer(config, config.updates)
     loss, student = mm.instant(guided, **settings), teacher
-    state, update, progress = initial_state(optimizer, teacher), updating(optimizer), Progress("instant", config.updates)
+    state, update, progress = (
+        initial_state(optimizer, teacher),
+        updating(optimizer),
+        Progress("instant", config.updates),
+    )
     for n in progress:
         x, cond = next(examples)
         student, state, value = update(loss, student, state, x, jax.random.fold_in(key, n), cond)
@@ -61,7 +65,7 @@ def _instant(config: Distill, settings: Any, guided: Any, teacher: mm.Denoiser, 
     return student, progress.losses
 
 
-def _optimizer(config: Distill, updates: int) -> optax.GradientTransformation:
+def _optimizer(config: Run, updates: int) -> optax.GradientTransformation:
     return mm.paper_optimizer(config.learning_rate, updates, warmup=min(1000, updates // 10))
 
 
@@ -71,7 +75,7 @@ def initial_state(optimizer: optax.GradientTransformation, model: Any) -> optax.
 
 
 def updating(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """One update of any player under any loss: `(loss, model, opt_state, x, key, cond)` to the next two and the value."""
+    """One update of any player under any loss, `(loss, model, opt_state, x, key, cond)`, to its next and the value."""
 
     @eqx.filter_jit
     def update(loss, model, opt_state, x, key, cond):

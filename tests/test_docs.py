@@ -1,0 +1,74 @@
+"""The documentation is true: every Python block runs, every name exists, every public name is documented."""
+
+import importlib
+import inspect
+import pathlib
+import re
+
+import jax
+import pytest
+
+import momentax
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PUBLIC = sorted(name for name in vars(momentax) if not name.startswith("_"))
+MODULES = ["momentax", "momentax.nn", "momentax.metrics"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_runs(page, tmp_path, monkeypatch):
+    """One namespace a page, from top to bottom, with JAX as users have it."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    namespace = {"__name__": "__main__"}
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        for number, block in enumerate(blocks):
+            exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+    assert blocks or page.name not in ("README.md", "usage.md")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_and_name_leads_somewhere(page):
+    """Relative links are files; `momentax.x`, `tests/x.py` and `x.py::test_y` in code spans exist."""
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`momentax\.((?:\w+\.)*\w+)", text):
+        value = momentax
+        for part in name.split("."):
+            value = getattr(value, part, None) or importlib.import_module(f"momentax.{part}")
+    for file, test in re.findall(r"`(test_\w+\.py)::(test_\w+)`", text):
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
+def test_every_public_name_is_in_paper_to_code_or_usage():
+    """What is exported is explained: each name of the flat namespace stands in the documentation."""
+    text = "".join(page.read_text() for page in PAGES)
+    missing = [name for name in PUBLIC if not re.search(rf"\b{name}\b", text)]
+    assert not missing
+
+
+def _documented(module):
+    names = [name for name in vars(module) if not name.startswith("_")]
+    values = [getattr(module, name) for name in names]
+    return [value for value in values if inspect.isfunction(value) or inspect.isclass(value)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_has_a_docstring_and_types(module):
+    """A sentence, and jaxtyping's shapes on every array that goes in or out."""
+    for value in _documented(importlib.import_module(module)):
+        if value.__module__.startswith("momentax"):
+            assert inspect.getdoc(value), value
+            called = value.__init__ if inspect.isclass(value) else value
+            signature = inspect.signature(called)
+            untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
+            assert not untyped or inspect.isclass(value) or value.__name__.startswith("predict_"), (value, untyped)
+
+
+@pytest.mark.parametrize("name", ["student_loss", "aux_loss", "instant", "denoising_loss"])
+def test_a_loss_says_what_its_value_and_its_gradient_mean(name):
+    text = inspect.getdoc(getattr(momentax, name)) or ""
+    assert "Value:" in text
+    assert "Gradient:" in text
