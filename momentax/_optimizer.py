@@ -20,7 +20,7 @@ def paper_optimizer(
     Args:
         learning_rate: at the end of the warm-up. The paper does not print it; 1e-6 to 1e-5 for its networks.
         updates: after how many the rate is zero, the warm-up's included.
-        warmup: updates from zero to `learning_rate`; at most `updates`.
+        warmup: updates from zero to `learning_rate`; fewer than `updates`.
         clip: the largest global norm of a gradient.
         b1: of the first moment, which the paper does without; above zero this is Adam in full.
     """

@@ -13,9 +13,7 @@ class FiniteDenoiser(eqx.Module):
 
     points: Float[Array, "n *x"]
 
-    def __call__(
-        self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any = None
-    ) -> Float[Array, "*x"]:
+    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any = None) -> Float[Array, "*x"]:
         return jnp.tensordot(self.responsibilities(z, logsnr), self.points.astype(z.dtype), 1)
 
     def responsibilities(self, z: Float[Array, "*x"], logsnr: Float[Array, ""]) -> Float[Array, " n"]:
@@ -31,9 +29,7 @@ class GaussianDenoiser(eqx.Module):
     mean: Float[Array, "*x"]
     std: Float[Array, "*y"]
 
-    def __call__(
-        self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any = None
-    ) -> Float[Array, "*x"]:
+    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any = None) -> Float[Array, "*x"]:
         mean, variance = self.mean.astype(z.dtype), self.std.astype(z.dtype) ** 2
         alpha2, sigma2 = jax.nn.sigmoid(logsnr), jax.nn.sigmoid(-logsnr)
         alpha = jnp.sqrt(alpha2)
@@ -60,9 +56,7 @@ class Linear(eqx.Module):
 def linear(key: PRNGKeyArray, d: int = 3, dtype: Any = jnp.float64) -> Linear:
     """A `Linear` with random parameters, of shape [d, d] and [d]."""
     weight, drift = jax.random.split(key)
-    return Linear(
-        jax.random.normal(weight, (d, d), dtype) / d**0.5, jax.random.normal(drift, (d,), dtype) / d
-    )
+    return Linear(jax.random.normal(weight, (d, d), dtype) / d**0.5, jax.random.normal(drift, (d,), dtype) / d)
 
 
 def program_of(function: Any, *args: Any) -> str:

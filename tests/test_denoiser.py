@@ -162,9 +162,7 @@ def test_half_precision_networks_are_carried_on_in_the_datas_dtype(net, predict)
 
 
 @every_language
-@pytest.mark.parametrize(
-    "wrong", [lambda z, t, cond: z[:1], lambda z, t, cond: z[None], lambda z, t, cond: t]
-)
+@pytest.mark.parametrize("wrong", [lambda z, t, cond: z[:1], lambda z, t, cond: z[None], lambda z, t, cond: t])
 def test_a_network_that_returns_another_shape_is_an_error(net, predict, wrong):
     with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
         momentax.Denoiser(wrong, predict)(jnp.ones(3), jnp.asarray(0.5))

@@ -93,9 +93,7 @@ def test_scale_zero_is_off(z, logsnr):
 @given(vectors, logsnrs)
 def test_a_limit_that_is_not_reached_changes_nothing(z, logsnr):
     loose = momentax.clipped(BARE, 1e3)
-    np.testing.assert_allclose(
-        predicted(loose, z, logsnr), predicted(BARE, z, logsnr), rtol=1e-15, atol=1e-15
-    )
+    np.testing.assert_allclose(predicted(loose, z, logsnr), predicted(BARE, z, logsnr), rtol=1e-15, atol=1e-15)
 
 
 @given(vectors, logsnrs)

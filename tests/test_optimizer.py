@@ -38,8 +38,7 @@ def _rate(n, peak, warmup, updates):
 def test_it_is_clipping_and_then_adam_without_a_first_moment():
     """Over gradients on both sides of the clip."""
     gradients = [
-        jax.tree.map(partial(jnp.multiply, scale), linear(jax.random.key(i)))
-        for i, scale in enumerate(SCALES)
+        jax.tree.map(partial(jnp.multiply, scale), linear(jax.random.key(i))) for i, scale in enumerate(SCALES)
     ]
     rate = optax.linear_schedule(0.1, 0.0, 8)
     adam = optax.scale_by_adam(b1=0.0, b2=0.99, eps=1e-12)
@@ -56,13 +55,9 @@ def test_a_constant_gradients_updates_are_its_sign_times_the_rate(warmup, update
     Optax takes rate and correction in float32, where 1 - 0.99 has a hundred ulps' error.
     """
     gradient = jnp.asarray([0.3, -0.02, 0.5])
-    found = jnp.stack(
-        _updates(momentax.paper_optimizer(1e-3, updates, warmup=warmup), [gradient] * (updates + 3))
-    )
+    found = jnp.stack(_updates(momentax.paper_optimizer(1e-3, updates, warmup=warmup), [gradient] * (updates + 3)))
     rates = _rate(np.arange(updates + 3), 1e-3, warmup, updates)
-    np.testing.assert_allclose(
-        found, -rates[:, None] * np.sign(gradient), rtol=200 * EPS, atol=1e-3 * 8 * EPS
-    )
+    np.testing.assert_allclose(found, -rates[:, None] * np.sign(gradient), rtol=200 * EPS, atol=1e-3 * 8 * EPS)
 
 
 def test_the_rate_is_zero_once_the_updates_are_done():
@@ -90,8 +85,7 @@ def test_clipping_shows_in_the_second_moment():
 def test_its_state_is_half_of_adams():
     params = jnp.zeros(1000)
     paper, adam = (
-        optimizer.init(params)
-        for optimizer in (momentax.paper_optimizer(1e-3, 10, warmup=1), optax.adam(1e-3))
+        optimizer.init(params) for optimizer in (momentax.paper_optimizer(1e-3, 10, warmup=1), optax.adam(1e-3))
     )
     assert _bytes(paper) < params.nbytes + 64
     assert _bytes(adam) > 2 * params.nbytes

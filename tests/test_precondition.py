@@ -20,9 +20,7 @@ PARAMS = linear(jax.random.key(0))
 WRAPPINGS = {
     "alone": lambda adam: adam,
     "chain": lambda adam: optax.chain(optax.clip_by_global_norm(1e9), adam),
-    "nested chain": lambda adam: optax.chain(
-        optax.identity(), optax.chain(optax.chain(adam), optax.identity())
-    ),
+    "nested chain": lambda adam: optax.chain(optax.identity(), optax.chain(optax.chain(adam), optax.identity())),
     "multi-step": lambda adam: optax.MultiSteps(adam, 1),
     "if finite": lambda adam: optax.apply_if_finite(optax.chain(adam), 3),
     "decayed": lambda adam: optax.chain(adam, optax.add_decayed_weights(0.0)),
@@ -101,9 +99,7 @@ def test_an_adam_that_saw_no_gradient_is_an_error():
 
 def test_lambda_is_read_under_jit_as_outside():
     state, _ = _after(optax.adam(RATE), _gradients(3, 2))
-    _same(
-        eqx.filter_jit(momentax.adam_preconditioner)(state), momentax.adam_preconditioner(state), rtol=1e-14
-    )
+    _same(eqx.filter_jit(momentax.adam_preconditioner)(state), momentax.adam_preconditioner(state), rtol=1e-14)
 
 
 @given(seeds, st.floats(-3, 3), st.floats(-3, 3))
@@ -113,9 +109,7 @@ def test_lambda_is_linear_and_symmetric(seed, a, b):
     mixed = jax.tree.map(lambda g, h: a * g + b * h, g, h)
     expected = jax.tree.map(lambda g, h: a * g + b * h, precond(g), precond(h))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-13), precond(mixed), expected)
-    np.testing.assert_allclose(
-        optax.tree.vdot(h, precond(g)), optax.tree.vdot(precond(h), g), rtol=0, atol=1e-13
-    )
+    np.testing.assert_allclose(optax.tree.vdot(h, precond(g)), optax.tree.vdot(precond(h), g), rtol=0, atol=1e-13)
 
 
 def test_the_identity_changes_nothing():

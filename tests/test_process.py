@@ -34,9 +34,7 @@ def _printed(logsnr_s, logsnr_t):
     """Equations (1) and (2) of Salimans et al. 2024 as they are printed, in digits enough for any gap."""
     with localcontext() as context:
         context.prec = 400
-        (alpha_s, sigma2_s), (alpha_t, sigma2_t) = (
-            _scales(Decimal(float(end))) for end in (logsnr_s, logsnr_t)
-        )
+        (alpha_s, sigma2_s), (alpha_t, sigma2_t) = (_scales(Decimal(float(end))) for end in (logsnr_s, logsnr_t))
         alpha_ts = alpha_t / alpha_s
         sigma2_ts = sigma2_t - alpha_ts**2 * sigma2_s
         std = (max(sigma2_ts, Decimal(0)) * sigma2_s / sigma2_t).sqrt()
@@ -77,9 +75,7 @@ def test_the_posterior_in_float32_is_exact_to_40_ulps_for_log_snrs_in_20(first, 
 @example((jnp.asarray(2.0), jnp.asarray(1.9)), 1.0, -2.0)
 def test_the_posterior_is_the_normalised_product_of_forward_step_and_marginal(pair, x, noise):
     r"""$q(z_s | z_t, x) \propto q(z_t | z_s)\,q(z_s | x)$ on a grid, spectrally exact for Gaussians."""
-    (alpha_s, alpha_t), (sigma_s, sigma_t) = (
-        np.asarray(f(jnp.stack(pair))) for f in (momentax.alpha, momentax.sigma)
-    )
+    (alpha_s, alpha_t), (sigma_s, sigma_t) = (np.asarray(f(jnp.stack(pair))) for f in (momentax.alpha, momentax.sigma))
     step = alpha_t / alpha_s
     spread2 = sigma_t**2 - (step * sigma_s) ** 2
     if spread2 < 1e-2 * sigma_t**2:
@@ -160,9 +156,7 @@ def test_a_stochastic_kernels_deviation_is_eta_times_the_posteriors(eta, pair):
 
 @given(logsnr_pairs)
 def test_the_kernels_ends_are_one_another(pair):
-    posterior, ddim = (
-        coefficients(kernel, *pair) for kernel in (momentax.conditional_posterior, momentax.ddim)
-    )
+    posterior, ddim = (coefficients(kernel, *pair) for kernel in (momentax.conditional_posterior, momentax.ddim))
     np.testing.assert_allclose(coefficients(momentax.stochastic(1.0), *pair), posterior, rtol=1e-13)
     np.testing.assert_allclose(coefficients(momentax.noisier(0.0), *pair), posterior, rtol=1e-15)
     np.testing.assert_array_equal(coefficients(momentax.stochastic(0.0), *pair), ddim)
@@ -173,9 +167,7 @@ def test_ddim_keeps_the_noise_and_draws_none(pair, z_t, x):
     s, t = pair
     step = momentax.ddim(z_t, x, logsnr_s=s, logsnr_t=t)
     noise = (z_t - momentax.alpha(t) * x) / momentax.sigma(t)
-    np.testing.assert_allclose(
-        step.mean, momentax.alpha(s) * x + momentax.sigma(s) * noise, rtol=1e-12, atol=1e-12
-    )
+    np.testing.assert_allclose(step.mean, momentax.alpha(s) * x + momentax.sigma(s) * noise, rtol=1e-12, atol=1e-12)
     assert step.std == 0
 
 
@@ -211,9 +203,7 @@ def test_a_step_to_the_data_arrives_at_x(logsnr_t):
 def test_from_pure_noise_the_posterior_is_the_renoising(logsnr_s):
     r"""At $\ell_t = -80$, $\sqrt r \le e^{-32}$: $z_1$ tells nothing of x."""
     start = jnp.asarray(-80.0)
-    posterior, again = (
-        coefficients(k, logsnr_s, start) for k in (momentax.conditional_posterior, momentax.renoise)
-    )
+    posterior, again = (coefficients(k, logsnr_s, start) for k in (momentax.conditional_posterior, momentax.renoise))
     np.testing.assert_allclose(posterior, again, rtol=1e-13, atol=1e-13)
 
 
@@ -235,9 +225,7 @@ def test_the_datas_dtype_is_kept(make, dtype):
     assert step.sample(jax.random.key(0)).shape == (2, 2)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda number: momentax.stochastic(number), lambda number: momentax.noisier(number)]
-)
+@pytest.mark.parametrize("make", [lambda number: momentax.stochastic(number), lambda number: momentax.noisier(number)])
 @pytest.mark.parametrize("number", [-0.1, 1.1, float("nan")])
 def test_settings_outside_the_unit_interval_are_refused(make, number):
     with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):

@@ -124,9 +124,7 @@ def test_every_step_is_told_the_conditioning():
 
     for k in (1, 3):
         sample = momentax.ancestral_sampler(denoiser, k)
-        np.testing.assert_array_equal(
-            sample(jax.random.key(0), (2,), {"value": jnp.asarray(1.5)}), [1.5, 1.5]
-        )
+        np.testing.assert_array_equal(sample(jax.random.key(0), (2,), {"value": jnp.asarray(1.5)}), [1.5, 1.5])
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])

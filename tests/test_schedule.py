@@ -95,9 +95,7 @@ def test_uniform_times_under_karras_have_log_snrs_of_exponential_density():
 
 def test_the_ends_of_karras_are_its_sigmas_and_of_the_rest_their_log_snrs():
     ends = jnp.asarray([0.0, 1.0])
-    np.testing.assert_allclose(
-        KarrasSchedule(0.01, 20.0, 3.0).logsnr(ends), -2 * np.log([0.01, 20.0]), rtol=1e-13
-    )
+    np.testing.assert_allclose(KarrasSchedule(0.01, 20.0, 3.0).logsnr(ends), -2 * np.log([0.01, 20.0]), rtol=1e-13)
     for schedule in (CosineSchedule(-9.0, 11.0), FlowSchedule(-9.0, 11.0)):
         np.testing.assert_allclose(schedule.logsnr(ends), [11.0, -9.0], rtol=1e-12)
 

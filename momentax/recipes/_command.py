@@ -15,6 +15,7 @@ from ._data import Dataset, load
 from ._evaluation import FEATURES, distances, draw, evaluate, labels_like
 from ._folder import Folder
 from ._formats import require
+from ._interrupt import deferred
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
 from ._settings import Distill, Draw, Run, as_json, check_positive, difference, resolved
@@ -78,7 +79,7 @@ def _distill(config: Run, dataset: Dataset, folder: Folder, found: dict[str, Any
     started = time.monotonic()
     teacher = network(dataset, keys[0])
     if found:
-        print(f"the teacher of {folder.path}, {found['teacher_updates']} updates old")
+        print(f"the teacher of {folder.path}, {found['teacher_updates']} updates old", flush=True)
         teacher = folder.read_weights("teacher.eqx", teacher)
     else:
         teacher, curves = train_teacher(config, dataset, teacher, keys[1])
@@ -132,7 +133,8 @@ def _rows(config: Run, dataset: Dataset, drawn: dict[str, np.ndarray]) -> dict[s
 @contextlib.contextmanager
 def _telling(output: Path) -> Iterator[None]:
     try:
-        yield
+        with deferred():
+            yield
     except KeyboardInterrupt:
         held = ", ".join(sorted(path.name for path in output.glob("[!.]*"))) or "nothing yet"
         sys.exit(f"\nmomentax: interrupted; {output} keeps {held}")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 import momentax as mm
 
 from ._data import Dataset
-from ._progress import bar
+from ._progress import parts
 from ._settings import KERNELS, SCHEDULES, Run
 
 FEATURES = "pixels"
@@ -24,8 +24,10 @@ def draw(
     """Samples in [-1, 1], of labels drawn as the data has them; sample i depends on seed and i alone."""
     sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=KERNELS[kernel])
     labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
-    starts = bar(range(0, samples, _CHUNK), desc=f"{samples} samples in {steps} steps", unit=" chunks", leave=False)
-    chunks = [_draw_chunk(sampler, keys[i : i + _CHUNK], _slice(labels, i), dataset.x.shape[1:]) for i in starts]
+    chunks = []
+    for start in parts(range(0, samples, _CHUNK), f"{samples} samples in {steps} steps"):
+        chunk = _draw_chunk(sampler, keys[start : start + _CHUNK], _slice(labels, start), dataset.x.shape[1:])
+        chunks.append(np.asarray(chunk))
     return np.clip(np.concatenate(chunks), -1, 1)
 
 

@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 
 from ._formats import require
+from ._interrupt import raise_if_asked
 
 
-def bar(*iterable: Any, **options: Any) -> Any:
-    """A progress bar on the terminal; in a log file a line every half minute."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    return require("tqdm").tqdm(*iterable, dynamic_ncols=True, mininterval=interval, **options)
+def parts(starts: range, title: str) -> Iterator[int]:
+    """Iterates over parts of a job under a bar that goes when it is done, and stops between two of them if asked."""
+    with _bar(total=len(starts), desc=title, unit=" parts", leave=False) as bar:
+        for start in starts:
+            yield start
+            raise_if_asked()
+            bar.update()
 
 
 class Progress:
     """Iterates over updates, and keeps every loss that is recorded on the way, by name."""
 
     def __init__(self, title: str, updates: int):
-        self._bar = bar(total=updates, desc=title, unit=" updates")
+        self._bar = _bar(total=updates, desc=title, unit=" updates")
         self._recorded: dict[str, list[Any]] = {}
 
     def __iter__(self) -> Iterator[int]:
@@ -28,6 +32,7 @@ class Progress:
                 yield n
                 if n % 20 == 19 or n == bar.total - 1:
                     self._show()
+                raise_if_asked()
                 bar.update()
 
     def record(self, **losses: Any) -> None:
@@ -49,3 +54,9 @@ class Progress:
                     " do lower --learning-rate, or look for bad values in the data"
                 )
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in recent.items()}, refresh=False)
+
+
+def _bar(**options: Any) -> Any:
+    """On the terminal it moves; in a log file it is a line every half minute."""
+    interval = 0.1 if sys.stderr.isatty() else 30.0
+    return require("tqdm").tqdm(dynamic_ncols=True, mininterval=interval, **options)

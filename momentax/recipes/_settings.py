@@ -118,14 +118,14 @@ PRESETS = {
         256,
         1e-3,
         alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
-        instant={"weight": "v", "updates": 6000, "batch": 1024, "learning_rate": 1e-4},
+        instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4},
     ),
     "unet": Preset(
         8000,
         128,
         1e-3,
         alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 3e-4},
-        instant={"weight": "v", "updates": 6000, "batch": 256, "learning_rate": 1e-4},
+        instant={"weight": "flat", "updates": 4000, "batch": 256, "learning_rate": 1e-4},
     ),
 }
 

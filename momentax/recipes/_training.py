@@ -22,7 +22,7 @@ Curves = dict[str, list[float]]
 def distill(config: Run, dataset: Dataset, teacher: Any, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:
     """A student of the teacher, by the configured algorithm, from the teacher's own weights."""
     rollout = mm.Rollout(SCHEDULES[config.schedule](), config.k, KERNELS[config.kernel])
-    settings = {"rollout": rollout, "weight": WEIGHTS[config.weight or "edm"]}
+    settings = {"rollout": rollout, "weight": WEIGHTS[config.weight]}
     examples = batches(dataset, config.batch, config.seed + 1, hidden=0.0)
     run = _alternating if config.algorithm == "alternating" else _instant
     return run(config, settings, guide(config, teacher), teacher, examples, key)
@@ -34,7 +34,8 @@ def guide(config: Run, teacher: Any) -> Any:
 
 
 def _alternating(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
-    optimizer = _optimizer(config, -(-config.updates // 2))
+    turns = -(-config.updates // 2)
+    optimizer = mm.paper_optimizer(config.learning_rate, turns, warmup=_warmup(turns))
     student = aux = teacher
     student_state = aux_state = initial_state(optimizer, teacher)
     update, progress = updating(optimizer), Progress("alternating", config.updates)
@@ -51,8 +52,8 @@ def _alternating(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, 
 
 
 def _instant(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
-    optimizer = _optimizer(config, config.updates)
-    loss, student = mm.instant(guided, **settings), teacher
+    optimizer = mm.paper_optimizer(config.learning_rate, config.updates, warmup=_warmup(config.updates), b1=0.9)
+    loss, student = mm.instant(guided, _precond(config, guided, examples, key), **settings), teacher
     state, update, progress = (
         initial_state(optimizer, teacher),
         updating(optimizer),
@@ -65,8 +66,13 @@ def _instant(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, exam
     return student, progress.losses
 
 
-def _optimizer(config: Run, updates: int) -> optax.GradientTransformation:
-    return mm.paper_optimizer(config.learning_rate, updates, warmup=min(1000, updates // 10))
+def _precond(config: Run, guided: Any, examples: Any, key: PRNGKeyArray) -> mm.Diagonal:
+    loss = mm.denoising_loss(schedule=SCHEDULES[config.schedule](), weight=WEIGHTS[config.weight])
+    return mm.estimate_preconditioner(loss, guided, (next(examples) for _ in range(100)), key)
+
+
+def _warmup(updates: int) -> int:
+    return min(1000, updates // 10)
 
 
 def initial_state(optimizer: optax.GradientTransformation, model: Any) -> optax.OptState:
