@@ -42,7 +42,7 @@ def denoising_loss(
     r"""Trains a teacher: $E\,w(s)\,|x - g(z_s)|^2$ with $z_s \sim q(z_s | x)$, section 2.1 of Salimans et al. 2024.
 
     Value: the weighted squared error, summed over an example's dimensions, averaged over the batch. Gradient: the
-    value's. The minimiser is $E[x | z_s]$ whatever the weight.
+    value's. The minimiser is $E[x | z_s]$ for every weight of the log-SNR alone.
     """
     return _Denoising(Forward(schedule, times, axis_name), weight, divergence)
 
@@ -74,8 +74,8 @@ def aux_loss(
 ) -> Loss:
     r"""The auxiliary's loss of Algorithm 2, $w(s)\,(|\tilde x - g_\phi(z_s)|^2 + |g_\theta(z_s) - g_\phi(z_s)|^2)$.
 
-    Value: as written. Gradient: with respect to the auxiliary only. The minimiser is the average of
-    $E_g[\tilde x | z_s]$ and the teacher's $g_\theta(z_s)$.
+    Value: as written. Gradient: with respect to the auxiliary only. The minimiser is, for every weight of the log-SNR
+    alone, the average of $E_g[\tilde x | z_s]$ and the teacher's $g_\theta(z_s)$.
     """
     return _Aux(teacher, student, rollout, weight, divergence)
 
@@ -95,8 +95,8 @@ def instant(
     preconditioned gradient of the teacher's loss $L_\theta = E\,w\,|\tilde x' - g_\theta(z'_s)|^2$ on the batch's even
     examples, independent of the odd ones, on which the rest is taken. As printed, Algorithm 3 ascends.
 
-    Value: an unbiased estimate of $\frac12|E\,\nabla_\theta L_\theta|^2_\Lambda$, half of equation (9); single values
-    may be negative, the mean falls to zero. Gradient: an unbiased estimate of half that of (9), as (8)'s is.
+    Value: an unbiased estimate of equation (9), $\frac12|E\,\nabla_\theta L_\theta|^2_\Lambda$; single values may be
+    negative, the mean falls to zero. Gradient: an unbiased estimate of half the gradient of (9), as equation (8)'s is.
 
     Args:
         precond: Lambda, linear and symmetric: `identity`, a `Diagonal`, `adam_preconditioner(opt_state)`.
@@ -135,71 +135,65 @@ def moment_match(
     return Losses(student_loss(teacher, aux, **settings), aux_loss(teacher, student, **settings))
 
 
-class _Denoising(eqx.Module):
-    forward: Forward
-    weight: Callable[..., Any]
-    divergence: Divergence
+class _Loss(eqx.Module):
+    """What the losses share: the axis that their draws are spread over."""
+
+    draws: eqx.AbstractVar[Draws]
 
     @property
     def axis_name(self) -> str | None:
-        return self.forward.axis_name
+        return getattr(self.draws, "axis_name", None)
+
+
+class _Denoising(_Loss):
+    draws: Draws
+    weight: Callable[..., Any]
+    divergence: Divergence
 
     def __call__(
         self, model: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        return _error(self, model, self.forward(x, key, cond))
+        return _error(self, model, self.draws(x, key, cond))
 
 
-class _Student(eqx.Module):
+class _Student(_Loss):
     teacher: Model
     aux: Model
-    rollout: Draws
+    draws: Draws
     weight: Callable[..., Any]
     divergence: Divergence
-
-    @property
-    def axis_name(self) -> str | None:
-        return getattr(self.rollout, "axis_name", None)
 
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        draw = self.rollout(student, x, key, cond)
+        draw = self.draws(student, x, key, cond)
         target, average = (lax.stop_gradient(_predictions(model, draw)) for model in (self.teacher, self.aux))
         gap = jax.vmap(self.divergence.dual)(average) - jax.vmap(self.divergence.dual)(target)
         return jnp.mean(_weights(self.weight, draw, target) * _dot(draw.x - target, gap))
 
 
-class _Aux(eqx.Module):
+class _Aux(_Loss):
     teacher: Model
     student: Model
-    rollout: Draws
+    draws: Draws
     weight: Callable[..., Any]
     divergence: Divergence
-
-    @property
-    def axis_name(self) -> str | None:
-        return getattr(self.rollout, "axis_name", None)
 
     def __call__(
         self, aux: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        draw = lax.stop_gradient(self.rollout(self.student, x, key, cond))
+        draw = lax.stop_gradient(self.draws(self.student, x, key, cond))
         target = lax.stop_gradient(_predictions(self.teacher, draw))
         average, loss = _predictions(aux, draw), jax.vmap(self.divergence.loss)
         return jnp.mean(_weights(self.weight, draw, target) * (loss(draw.x, average) + loss(target, average)))
 
 
-class _Instant(eqx.Module):
+class _Instant(_Loss):
     teacher: Model
     precond: Callable[[PyTree[Any]], PyTree[Any]]
-    rollout: Draws
+    draws: Draws
     weight: Callable[..., Any]
     divergence: Divergence
-
-    @property
-    def axis_name(self) -> str | None:
-        return getattr(self.rollout, "axis_name", None)
 
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
@@ -207,8 +201,8 @@ class _Instant(eqx.Module):
         _check_even(x)
         key_nu, key_gap = jax.random.split(key)
         even, odd = (jax.tree.map(itemgetter(slice(half, None, 2)), (x, cond)) for half in (0, 1))
-        nu = self._nu(lax.stop_gradient(self.rollout(student, even[0], key_nu, even[1])))
-        draw = self.rollout(student, odd[0], key_gap, odd[1])
+        nu = self._nu(lax.stop_gradient(self.draws(student, even[0], key_nu, even[1])))
+        draw = self.draws(student, odd[0], key_gap, odd[1])
         target, tangent = lax.stop_gradient(self._tangent(nu, draw))
         return jnp.mean(_weights(self.weight, draw, target) * _dot(target - draw.x, tangent))
 

@@ -25,7 +25,8 @@ class Diagonal(eqx.Module):
         if jax.tree.structure(grads) != jax.tree.structure(self.scale):
             raise ValueError(
                 f"needs gradients of the scale's structure, {jax.tree.structure(self.scale)};"
-                f" got {jax.tree.structure(grads)}; do take Lambda and teacher from the same network"
+                f" got {jax.tree.structure(grads)}; do take Lambda from this teacher,"
+                " by `estimate_preconditioner` if it is guided or clipped"
             )
         return jax.tree.map(_scaled, self.scale, grads)
 

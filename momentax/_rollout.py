@@ -107,7 +107,7 @@ class Rollout(eqx.Module):
 
 
 def over(draws: Any, axis_name: str | None) -> Any:
-    """The same draws, from a batch that is spread over an axis; None leaves them as they are."""
+    """The same draws, a dataclass with an `axis_name`, from a batch spread over an axis; None changes nothing."""
     return draws if axis_name is None else dataclasses.replace(draws, axis_name=axis_name)
 
 

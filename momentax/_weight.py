@@ -1,7 +1,7 @@
 """Weights w(s) of the losses: of the log-SNR and, where they adapt, of what is left to explain.
 
 Each has the type `(logsnr, residual) -> weight`, per example, and no gradient flows through it. Settings are
-bound by `functools.partial` (or `jax.tree_util.Partial`): `partial(momentax.edm_weight, shift=c)`.
+bound by `jax.tree_util.Partial(momentax.edm_weight, shift=c)`; equal ones compare equal, so that nothing is retraced.
 """
 
 import jax.numpy as jnp

@@ -12,7 +12,7 @@ import momentax
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-PUBLIC = sorted(name for name in vars(momentax) if not name.startswith("_"))
+PUBLIC = re.findall(r"import \w+ as (\w+)", pathlib.Path(momentax.__file__).read_text())
 MODULES = ["momentax", "momentax.nn", "momentax.metrics"]
 
 

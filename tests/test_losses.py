@@ -107,7 +107,7 @@ def norm(tree):
     return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
-def test_the_value_of_instant_is_half_of_equation_9_on_a_linear_teacher():
+def test_the_value_of_instant_is_equation_9_on_a_linear_teacher():
     r"""It estimates $\frac12 |E\,\nabla_\theta L_\theta|^2_\Lambda$, which dependent halves would overestimate."""
     teacher, student = linear(jax.random.key(3)), linear(jax.random.key(4))
     rollout = mm.Rollout(mm.CosineSchedule(-5.0, 5.0), 4, times=mm.uniform)

@@ -62,10 +62,7 @@ def test_the_frechet_distance_agrees_with_the_matrix_square_root(seed, other):
 def test_the_frechet_distance_of_commuting_gaussians_is_a_difference_of_deviations(shift, stds):
     r"""$|\mu|^2 + |\sigma_a - \sigma_b|^2$ where the covariances share their axes."""
     axes = np.linalg.qr(normal(3, 3, 3))[0]
-    a, b = (
-        with_moments(m, axes @ np.diag(s**2) @ axes.T, 20)
-        for m, s in zip([0 * shift, shift], stds, strict=True)
-    )
+    a, b = (with_moments(m, axes @ np.diag(s**2) @ axes.T, 20) for m, s in zip([0 * shift, shift], stds, strict=True))
     expected = np.sum(shift**2) + np.sum((stds[0] - stds[1]) ** 2)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -120,9 +117,7 @@ def test_the_kernel_distance_is_unbiased():
     a, b = normal(0, 2, 3), normal(1, 2, 3)
     draws = [list(draw) for draw in itertools.product(range(2), repeat=4)]
     mean = np.mean([kernel_distance(a[i], b[j]).value for i, j in itertools.product(draws, repeat=2)])
-    assert mean == pytest.approx(
-        _kernel(a, a).mean() + _kernel(b, b).mean() - 2 * _kernel(a, b).mean(), rel=1e-12
-    )
+    assert mean == pytest.approx(_kernel(a, a).mean() + _kernel(b, b).mean() - 2 * _kernel(a, b).mean(), rel=1e-12)
 
 
 def test_the_kernel_distance_of_equal_distributions_is_zero_within_its_error():
@@ -134,9 +129,7 @@ def test_the_kernel_distance_of_equal_distributions_is_zero_within_its_error():
 
 def test_the_standard_error_is_the_spread_of_repeated_estimates():
     """Forty estimates know their spread to 11%, their mean stderr is good to 3%: 1.6 is four deviations."""
-    runs = [
-        kernel_distance(normal(2 * i, 400, 2), normal(2 * i + 1, 400, 2) + 1, block=20) for i in range(40)
-    ]
+    runs = [kernel_distance(normal(2 * i, 400, 2), normal(2 * i + 1, 400, 2) + 1, block=20) for i in range(40)]
     spread = np.std([run.value for run in runs], ddof=1)
     assert 1 / 1.6 < np.mean([run.stderr for run in runs]) / spread < 1.6
 
@@ -231,9 +224,7 @@ def test_a_shifted_set_is_at_its_shift_seen_along_each_direction(p, shift):
     a = normal(0, 10, 3)
     along = np.abs(_directions(3, 40, seed=7) @ shift)
     expected = np.mean(along**p) ** (1 / p)
-    assert sliced_wasserstein(a, a + shift, p=p, projections=40, seed=7) == pytest.approx(
-        expected, rel=1e-9, abs=1e-12
-    )
+    assert sliced_wasserstein(a, a + shift, p=p, projections=40, seed=7) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_directions_are_of_length_one_and_of_no_preference():

@@ -33,9 +33,7 @@ def test_jax_arrays_bytes_and_half_precision_are_taken_exactly(metric):
     assert metric(half, b) == metric(np.asarray(half).astype(float), b)
 
 
-@pytest.mark.parametrize(
-    "metric", [*PAIRS, lambda a, b: inception_score(abs(a) / abs(a).sum(1, keepdims=True))]
-)
+@pytest.mark.parametrize("metric", [*PAIRS, lambda a, b: inception_score(abs(a) / abs(a).sum(1, keepdims=True))])
 def test_inputs_are_left_alone_and_numbers_are_plain(metric):
     a, b = normal(0, 9, 3), normal(1, 9, 3)
     kept = a.copy(), b.copy()
@@ -79,9 +77,7 @@ def test_each_metric_takes_as_few_samples_as_it_says(metric, least):
 def test_what_is_not_finite_is_refused(metric, bad):
     a, b = normal(0, 9, 3), normal(1, 9, 3)
     b[4, 1] = bad
-    with pytest.raises(
-        ValueError, match="needs the second set to be finite; got 1 entries that are not; do look"
-    ):
+    with pytest.raises(ValueError, match="needs the second set to be finite; got 1 entries that are not; do look"):
         metric(a, b)
 
 
@@ -89,9 +85,7 @@ def test_what_is_not_finite_is_refused(metric, bad):
     "p", [np.zeros((2, 3)), np.full((2, 3), 1 / 2), np.array([[1.5, -0.5]]), np.log(np.full((2, 2), 0.5))]
 )
 def test_what_is_not_a_distribution_is_refused(p):
-    with pytest.raises(
-        ValueError, match=r"needs probabilities of at least 0 that sum to 1; .* do apply a softmax"
-    ):
+    with pytest.raises(ValueError, match=r"needs probabilities of at least 0 that sum to 1; .* do apply a softmax"):
         inception_score(p)
 
 

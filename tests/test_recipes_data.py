@@ -89,9 +89,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 def test_importing_the_data_imports_no_optional_package():
     code = "import sys, momentax.recipes._data; print(*sys.modules)"
-    modules = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"sklearn", "PIL", "matplotlib"} & set(modules)
 
 
@@ -277,9 +275,7 @@ def test_an_unknown_name_lists_the_known_ones():
         load("mnist")
 
 
-@pytest.mark.parametrize(
-    ("split", "message"), [("test", "needs data with a test split"), ("t10k", "needs a split")]
-)
+@pytest.mark.parametrize(("split", "message"), [("test", "needs data with a test split"), ("t10k", "needs a split")])
 def test_unknown_splits_are_refused(split, message):
     with pytest.raises(ValueError, match=message):
         load("digits", split=split)

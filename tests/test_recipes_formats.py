@@ -27,9 +27,7 @@ def test_idx_sizes_are_big_endian():
     assert read_idx(raw, Path("a")).shape == (258,)
 
 
-@pytest.mark.parametrize(
-    "raw", [b"", b"\0\0\x08", b"\0\0\x08\x02\0\0\0\x01", b"\0\0\x0d\x01\0\0\0\0", b"PNG.."]
-)
+@pytest.mark.parametrize("raw", [b"", b"\0\0\x08", b"\0\0\x08\x02\0\0\0\x01", b"\0\0\x0d\x01\0\0\0\0", b"PNG.."])
 def test_what_is_not_idx_is_refused(raw):
     with pytest.raises(ValueError, match="needs an IDX file of bytes; got a, "):
         read_idx(raw, Path("a"))
