@@ -78,16 +78,17 @@ def test_forward_and_reverse_mode_agree_in_the_parameters(net, z):
 
     found = products(net, perturbed(net, 3), jr.normal(jr.key(4), z.shape), jnp.linspace(-9.0, 9.0, 5))
     assert jnp.abs(found).min() > 1e-3
-    assert jnp.allclose(found, found[0], rtol=1e-9)
+    # The attention's softmax is in float32: some hundred roundings of 6e-8.
+    assert jnp.allclose(found, found[0], rtol=1e-5)
 
 
 @every_net
 @given(t=st.floats(-20.0, 20.0))
 def test_the_derivative_in_logsnr_is_that_of_a_central_difference(net, t):
-    slope, difference = slopes(net, jnp.ones(SHAPE), jnp.array(t), 1e-4)
+    slope, difference = slopes(net, jnp.ones(SHAPE), jnp.array(t), 1e-3)
     assert jnp.isfinite(slope).all()
-    # The truncation is h^2 / 6 = 2e-9 of a third derivative, the rounding 1e-16 / h = 1e-12 of a value.
-    assert jnp.allclose(slope, difference, rtol=1e-4, atol=1e-6)
+    # The truncation is h^2 / 6 = 2e-7 of a third derivative, the rounding of a float32 softmax 6e-8 / h = 6e-5.
+    assert jnp.allclose(slope, difference, rtol=1e-3, atol=3e-4)
 
 
 @jax.jit

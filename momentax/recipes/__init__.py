@@ -10,6 +10,8 @@ def main() -> None:
 
         print(f"momentax {versions()['momentax']}")
         return
-    from ._command import run
-
+    try:
+        from ._command import run
+    except ModuleNotFoundError as error:
+        sys.exit(f"momentax: {error}")
     run(sys.argv[1:])

@@ -38,6 +38,8 @@ def run(arguments: list[str]) -> None:
 def run_distill(config: Annotated[Distill, tyro.conf.arg(name="")]) -> None:
     """Distil a few-step student from a teacher, draw, evaluate and report."""
     with _telling(config.output):
+        for module in ("matplotlib.figure", "tqdm"):
+            require(module)
         dataset, folder = load(config.data), Folder(config.output)
         found = found_teacher(folder, config, dataset)
         if found:
@@ -88,11 +90,12 @@ def _distill(config: Run, dataset: Dataset, folder: Folder, found: dict[str, Any
         folder.write_json("teacher.json", found)
     seconds["teacher"] = time.monotonic() - started
     student, distilled = distill(config, dataset, teacher, keys[2])
+    folder.remove("report.json")
+    folder.write_weights("student.eqx", student)
     seconds["distillation"] = time.monotonic() - started - seconds["teacher"]
     figures, drawn = evaluate(config, dataset, guide(config, teacher), student)
     seconds["evaluation"] = time.monotonic() - started - seconds["teacher"] - seconds["distillation"]
     curves |= distilled
-    folder.write_weights("student.eqx", student)
     plot_samples(folder, "samples.png", _rows(config, dataset, drawn))
     plot_curves(folder, curves)
     folder.write_json("report.json", report(config, dataset, found, figures, curves, seconds))

@@ -38,6 +38,10 @@ class Folder:
         except json.JSONDecodeError as error:
             raise ValueError(f"needs JSON in {path}; got {error}; do run the distillation again") from error
 
+    def remove(self, name: str) -> None:
+        """Takes a file away, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
     def write_json(self, name: str, value: Any) -> None:
         """Plain values, indented, keys in their order."""
         self.write(name, lambda file: file.write((json.dumps(value, indent=2) + "\n").encode()))
