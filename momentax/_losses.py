@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._contract import check_batch
 from ._denoiser import denoise
 from ._divergence import Divergence, squared_error
 from ._parallel import varying
@@ -198,6 +199,7 @@ class _Instant(_Loss):
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
+        check_batch(x, cond)
         _check_even(x)
         key_nu, key_gap = jax.random.split(key)
         even, odd = (jax.tree.map(itemgetter(slice(half, None, 2)), (x, cond)) for half in (0, 1))
@@ -214,7 +216,6 @@ class _Instant(_Loss):
 
     def _tangent(self, nu: PyTree[Any], draw: Draw) -> tuple[Float[Array, "n *x"], Float[Array, "n *x"]]:
         moving, fixed = eqx.partition(self.teacher, eqx.is_inexact_array)
-        draw = lax.stop_gradient(draw)
 
         def predict(moving):
             target = _predictions(eqx.combine(moving, fixed), draw)
@@ -243,7 +244,7 @@ def _dot(a: Float[Array, "n *x"], b: Float[Array, "n *x"]) -> Float[Array, " n"]
 
 
 def _check_even(x: Any) -> None:
-    if x.ndim and x.shape[0] % 2:
+    if x.shape[0] % 2:
         raise ValueError(
             f"needs an even batch, to split into two independent halves; got {x.shape[0]} examples;"
             " do take one more or one less"

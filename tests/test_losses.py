@@ -255,7 +255,7 @@ class Affine(eqx.Module):
 
 def test_the_value_of_the_student_loss_is_the_moment_gap_where_the_auxiliary_has_converged():
     r"""$\frac12 E\,w\,|E_g[\tilde x | z_s] - g_\theta(z_s)|^2$, in closed form for Gaussian data and affine players."""
-    student, teacher = Affine(jnp.float64(0.6), jnp.float64(0.1)), Affine(jnp.float64(0.4), jnp.float64(-0.2))
+    student, teacher = Affine(jnp.float64(0.6), jnp.float64(0.1)), Affine(jnp.float64(0.4), jnp.float64(0.5))
     logsnr_s, logsnr_t = jnp.float64(1.0), jnp.float64(-2.0)
     step = mm.conditional_posterior(jnp.float64(1.0), jnp.float64(0.0), logsnr_s=logsnr_s, logsnr_t=logsnr_t)
     kept, std = step.mean, step.std
@@ -383,6 +383,7 @@ class WrongShape(eqx.Module):
 
 
 BAD_CALLS = {
+    "a list": (mm.instant(TEACHER), ([1.0, 2.0], KEY), TypeError, "floating-point"),
     "odd batch": (mm.instant(TEACHER), (X[:7], KEY), ValueError, "even batch"),
     "raw key": (mm.student_loss(TEACHER, AUX), (X, jnp.zeros(2, jnp.uint32)), TypeError, "typed key"),
     "integer key": (mm.aux_loss(TEACHER, AUX), (X, 0), TypeError, "typed key"),

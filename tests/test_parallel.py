@@ -76,6 +76,17 @@ def test_the_gradients_are_those_of_a_mapped_axis(name, check_vma):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), by_mesh(STUDENT, X, KEY), by_map)
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_alone_has_the_whole_batchs_value_inside_a_mesh(name):
+    """Without `value_and_grad`: nu is the mean over the mesh, and not the sum, whoever differentiates."""
+    loss = LOSSES[name]("data")
+    spread = jax.shard_map(
+        lambda x: jax.lax.pmean(loss(STUDENT, x, KEY), "data"), mesh=mesh(), in_specs=P("data"), out_specs=P()
+    )
+    whole = eqx.filter_jit(LOSSES[name](None))(STUDENT, X, KEY)
+    np.testing.assert_allclose(jax.jit(spread)(X), whole, rtol=1e-10)
+
+
 @pytest.mark.parametrize(("name", "count"), [("denoising", 1), ("student", 1), ("aux", 1), ("instant", 2)])
 def test_each_gradient_crosses_the_mesh_once(name, count):
     """All-reduces of a parameter's size in the program: one per gradient, and one more for nu."""
