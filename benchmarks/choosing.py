@@ -1,4 +1,4 @@
-"""What do the number of steps, the weight, the schedule, the kernel and the algorithm do to a student of digits?
+"""What do the number of steps, the weight, the schedule and the kernel do to a student of digits?
 
     python benchmarks/choosing.py runs/digits docs/results/choosing.json
 
@@ -35,8 +35,6 @@ VARIANTS = [
     {"kernel": "ddim"},
     {"kernel": "stochastic"},
     {"kernel": "renoise"},
-    {"algorithm": "instant", "k": 4},
-    {"algorithm": "instant", "weight": "v"},
 ]
 
 

@@ -27,8 +27,6 @@ VARIANTS = [
     {"b1": 0.0, "weight": "v"},
     {"weight": "v"},
     {},
-    {"learning_rate": 3e-5},
-    {"learning_rate": 3e-4},
 ]
 WEIGHTS = {"flat": mm.flat_weight, "v": mm.v_weight}
 

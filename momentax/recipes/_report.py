@@ -53,7 +53,8 @@ def report(
 def command(config: Run) -> str:
     """The command line that makes this run again, with every default written out."""
     flags = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in as_json(config).items()]
-    return " ".join(["momentax distill", *flags, f"--output {shlex.quote(str(config.output))}"])
+    folder = config.output.name if config.output.is_absolute() else config.output
+    return " ".join(["momentax distill", *flags, f"--output {shlex.quote(str(folder))}"])
 
 
 def table(written: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ PRESETS = {
         6000,
         256,
         1e-3,
-        alternating={"weight": "flat", "updates": 10_000, "batch": 256, "learning_rate": 1e-3},
+        alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
         instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4},
     ),
     "unet": Preset(
