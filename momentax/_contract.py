@@ -29,6 +29,15 @@ def check_batch(x: Any, cond: PyTree[Any] = None) -> None:
             )
 
 
+def check_even(x: Float[Array, "n *x"]) -> None:
+    """Demands a batch that splits into two halves."""
+    if x.shape[0] % 2:
+        raise ValueError(
+            f"needs an even batch, to split into two independent halves; got {x.shape[0]} examples;"
+            " do take one more or one less"
+        )
+
+
 def check_steps(k: Any) -> None:
     """Demands a whole number of sampling steps."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:

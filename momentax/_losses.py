@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._contract import check_batch
+from ._contract import check_batch, check_even
 from ._denoiser import denoise
 from ._divergence import Divergence, squared_error
 from ._parallel import varying
@@ -200,7 +200,7 @@ class _Instant(_Loss):
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
         check_batch(x, cond)
-        _check_even(x)
+        check_even(x)
         key_nu, key_gap = jax.random.split(key)
         even, odd = (jax.tree.map(itemgetter(slice(half, None, 2)), (x, cond)) for half in (0, 1))
         nu = self._nu(lax.stop_gradient(self.draws(student, even[0], key_nu, even[1])))
@@ -241,11 +241,3 @@ def _weights(weight: Callable[..., Any], draw: Draw, target: Float[Array, "n *x"
 
 def _dot(a: Float[Array, "n *x"], b: Float[Array, "n *x"]) -> Float[Array, " n"]:
     return jax.vmap(jnp.vdot)(a, b)
-
-
-def _check_even(x: Any) -> None:
-    if x.shape[0] % 2:
-        raise ValueError(
-            f"needs an even batch, to split into two independent halves; got {x.shape[0]} examples;"
-            " do take one more or one less"
-        )

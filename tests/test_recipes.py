@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from momentax.recipes._folder import Folder
+from momentax.recipes._plots import plot_samples
 
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
 
@@ -154,6 +155,13 @@ def test_an_interrupt_ends_cleanly_and_keeps_what_was_written(seconds, finished,
     assert "interrupted; . keeps teacher.eqx, teacher.json" in told
     assert "Traceback" not in told
     assert {path.name for path in tmp_path.iterdir()} == {"teacher.eqx", "teacher.json"}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_number_of_channels_have_a_picture(channels, tmp_path):
+    rows = {"one": np.zeros((20, channels, 8, 8), np.float32), "another": np.ones((5, channels, 8, 8), np.float32)}
+    plot_samples(Folder(tmp_path), "rows.png", rows)
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_file_that_could_not_be_filled_leaves_the_old_one(tmp_path):

@@ -39,7 +39,7 @@ def plot_curves(folder: Folder, curves: dict[str, list[float]]) -> None:
 def _strip(images: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "..."]:
     padded = np.pad((np.clip(images, -1, 1) + 1) / 2, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=1.0)
     strip = np.concatenate(list(np.moveaxis(padded, 1, -1)), axis=1)
-    return strip[..., 0] if strip.shape[-1] == 1 else strip[..., :3]
+    return strip[..., 0] if strip.shape[-1] < 3 else strip[..., :3]
 
 
 def _smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
