@@ -1,4 +1,4 @@
-"""What makes the instant loss fast on digits: Lambda, a first moment, the weight, the rate?
+"""What makes the instant loss fast on digits: Lambda, a first moment, the weight?
 
     python benchmarks/instant.py runs/digits docs/results/instant.json
 
