@@ -39,7 +39,7 @@ def labels_like(dataset: Dataset, samples: int, seed: int) -> Int[np.ndarray, " 
 
 
 def distances(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> dict[str, float]:
-    """Distances of n samples to the data, on pixels: to the first 4n images, precision and recall to the first 5,000."""
+    """Distances of n samples to the first 4n images of the data, on pixels; precision and recall of 5,000 at most."""
     ours, data = (images.reshape(len(images), -1) for images in (samples, dataset.x[: 4 * len(samples)]))
     near = mm.metrics.precision_recall(data[:5000], ours[:5000])
     return {
