@@ -3,48 +3,109 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+class LogSNRFeatures(eqx.Module):
+    """32 sines and cosines of the log-SNR.
+
+    The slowest is monotone over -20..20; the fastest turns once in three units, so that no derivative in log-SNR is
+    large.
+    """
+
+    size: int = eqx.field(default=32, static=True)
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, "features"]:
+        angles = t * jnp.asarray(np.geomspace(1 / 32, 2, self.size // 2), t.dtype)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+class StepFeatures(eqx.Module):
+    r"""Cosines and sines of a step 0..1000 at frequencies $10000^{-i/(size/2 - shift)}$ (Ho et al. 2020).
+
+    `flipped` puts the sines first.
+    """
+
+    size: int = eqx.field(static=True)
+    shift: float = eqx.field(default=0.0, static=True)
+    flipped: bool = eqx.field(default=False, static=True)
+
+    def __check_init__(self):
+        if self.size % 2 or self.size // 2 <= self.shift:
+            raise ValueError(f"needs an even number of features, at least 4; got {self.size}; do choose another width")
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, "features"]:
+        half = self.size // 2
+        angles = t * jnp.asarray(10000.0 ** (-np.arange(half) / (half - self.shift)), t.dtype)
+        parts = jnp.cos(angles), jnp.sin(angles)
+        return jnp.concatenate(parts[::-1] if self.flipped else parts)
+
+
+class FourierFeatures(eqx.Module):
+    r"""Sines and cosines of $2 \pi w \log t$ for a noise level $t > 0$ (Song et al. 2021); $w$ is never trained."""
+
+    weight: Float[Array, "half"]
+
+    def __init__(self, size: int, *, scale: float = 16.0, key: PRNGKeyArray):
+        self.weight = scale * jr.normal(key, (size // 2,))
+
+    @property
+    def size(self) -> int:
+        return 2 * len(self.weight)
+
+    def __call__(self, t: Float[Array, ""]) -> Float[Array, "features"]:
+        weight = jax.lax.stop_gradient(self.weight)
+        angles = jnp.log(t).astype(weight.dtype) * weight * (2 * np.pi)
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
 
 
 class Embedding(eqx.Module):
     r"""What a network is told besides its input: $\mathrm{silu}(W_2\,\mathrm{silu}(W_1 \phi(t)) + c)$.
 
-    $\phi(t)$ are sines and cosines of the log-SNR and $c$ is a row of a table with `num_classes + 1` rows.
-    The last is the null class of classifier-free guidance (Ho & Salimans 2022), which `cond=None` selects.
+    $\phi(t)$ are the features of the network's time and $c$ is a row of a table with `num_classes + 1` rows. The last
+    is the null class of classifier-free guidance (Ho & Salimans 2022), which `cond=None` selects; a table without a
+    null class (`null=False`) has `num_classes` rows. In the dtype of the parameters.
     """
 
+    null: bool = eqx.field(static=True)
+    features: LogSNRFeatures | StepFeatures | FourierFeatures
     inner: eqx.nn.Linear
     outer: eqx.nn.Linear
     classes: Float[Array, "rows width"] | None
 
-    def __init__(self, width: int, num_classes: int | None = None, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        width: int,
+        num_classes: int | None = None,
+        *,
+        features: LogSNRFeatures | StepFeatures | FourierFeatures = LogSNRFeatures(),
+        null: bool = True,
+        key: PRNGKeyArray,
+    ):
         if num_classes is not None and num_classes < 1:
             raise ValueError(f"num_classes needs at least 1; got {num_classes}; do num_classes=None for no classes")
         inner_key, outer_key, class_key = jr.split(key, 3)
-        self.inner = eqx.nn.Linear(2 * _FREQUENCIES.size, width, key=inner_key)
+        self.null, self.features = null, features
+        self.inner = eqx.nn.Linear(features.size, width, key=inner_key)
         self.outer = eqx.nn.Linear(width, width, key=outer_key)
-        self.classes = None if num_classes is None else jr.normal(class_key, (num_classes + 1, width))
+        self.classes = None if num_classes is None else jr.normal(class_key, (num_classes + null, width))
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels there are, that of no class among them; None without classes."""
+        return None if self.classes is None else len(self.classes)
 
     def __call__(self, t: Float[Array, ""], cond: Int[Array, ""] | None = None) -> Float[Array, "width"]:
-        h = self.outer(jax.nn.silu(self.inner(_fourier(t, self.inner.weight.dtype))))
-        return jax.nn.silu(_add_row(h, self.classes, cond))
+        features = self.features(t).astype(self.inner.weight.dtype)
+        return jax.nn.silu(self._add_row(self.outer(jax.nn.silu(self.inner(features))), cond))
 
-
-# Radians per unit of log-SNR. The slowest is monotone over -20..20; the fastest turns once in three units, so
-# that no derivative in log-SNR is large.
-_FREQUENCIES = np.geomspace(1 / 32, 2, 16)
-
-
-def _fourier(t: Float[Array, ""], dtype: DTypeLike) -> Float[Array, "features"]:
-    angles = t * jnp.asarray(_FREQUENCIES, t.dtype)
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)]).astype(dtype)
-
-
-def _add_row(
-    h: Float[Array, "width"], classes: Float[Array, "rows width"] | None, cond: Int[Array, ""] | None
-) -> Float[Array, "width"]:
-    if classes is not None:
-        return h + classes[-1 if cond is None else cond]
-    if cond is not None:
-        raise ValueError("cond needs a network with classes; got num_classes=None; do num_classes=n or cond=None")
-    return h
+    def _add_row(self, h: Float[Array, "width"], cond: Int[Array, ""] | None) -> Float[Array, "width"]:
+        if self.classes is None:
+            if cond is not None:
+                raise ValueError(
+                    "cond needs a network with classes; got num_classes=None; do num_classes=n or cond=None"
+                )
+            return h
+        if cond is None and not self.null:
+            raise ValueError("needs cond, a class: this network has none for `None`; got None; do pass its label")
+        return h + self.classes[-1 if cond is None else cond]

@@ -48,6 +48,11 @@ class MLP(eqx.Module):
         self.blocks = tuple(_Block(width, key=block_key) for block_key in block_keys)
         self.last = eqx.nn.Linear(width, size, key=last_key)
 
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels `cond` may be, that of no class among them; None for a network without classes."""
+        return self.embedding.num_labels
+
     def __call__(
         self, z: Float[Array, "*x"], t: Float[Array, ""], cond: Int[Array, ""] | None = None
     ) -> Float[Array, "*x"]:

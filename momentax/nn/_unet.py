@@ -1,55 +1,72 @@
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
-from ._attention import Attention
+from ._context import Context
+from ._dropout import keys_or_none
 from ._embedding import Embedding
-from ._image import (
-    Conv,
-    GroupNorm,
-    Pointwise,
-    depth_to_space,
-    group_standardize,
-    grow,
-    shrink,
-    space_to_depth,
-)
+from ._image import Conv, check_image, depth_to_space, space_to_depth
+from ._norm import GroupNorm
+from ._residual import FAN_IN_UNIFORM
+from ._text import Text
+from ._text_only import TextOnly
+from ._unet_level import Level, Middle
+from ._unet_maker import UNetMaker, per_level
+from ._unet_style import ADM, UNetStyle
 
 
 class UNet(eqx.Module):
-    """A U-Net `net(z, t, cond=None)` for one channels-first image, where `t` is the log-SNR.
+    """The U-Net "ADM" of Dhariwal & Nichol (2021): `net(z, t, cond=None)` for one channels-first image.
 
-    The residual blocks are those of Dhariwal & Nichol (2021, "ADM"). As in Hoogeboom et al. (2023, "simple
-    diffusion") skips are added, not concatenated, and attention is at the lowest resolution only. The output
-    and the last convolution of every block start at zero, so an untrained UNet returns zero.
-    `UNet(1, num_classes=10, key=key)` has 648,705 parameters; for 28 by 28 pixels on a CPU,
-    `UNet(1, multipliers=(1, 2), patch=2, num_classes=10, key=key)` has 461,124 and takes a third of the time.
+    Residual blocks that the embedding of `t` and the class scales and shifts, one more per level on the way up than
+    on the way down, with the outputs of those concatenated; residual blocks halve and double the size; attention
+    where it is chosen and in the middle. Maps start as there, within one over the root of the fan-in, but biases at
+    zero; the last convolution, and those of all blocks, at zero, so an untrained UNet returns zero.
+    `UNet(1, num_classes=10, key=key)` has 1,371,361 parameters; for 28 by 28 pixels on a CPU,
+    `UNet(1, multipliers=(1, 2), patch=2, num_classes=10, key=key)` has 829,476 and is faster. That for ImageNet at 64
+    by 64, `UNet(3, out_channels=6, width=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(False, True, True,
+    True), num_classes=1000, key=key)`, has 295,782,342: 122,112 fewer than there, for other features of the time.
 
     Arguments:
         channels: the channels of `z`.
+        out_channels: those of the last convolution, the first `channels` of which are returned: networks that have
+            also learned a variance have more.
         width: the channels at the highest resolution.
         multipliers: the channels of each level, from high to low resolution, in units of `width`.
-        blocks: residual blocks per level on the way down, and again on the way up.
-        heads: attention heads.
+        blocks: residual blocks per level on the way down.
+        attention: for each level, whether each of its blocks is followed by attention; None is the lowest only.
+        heads: attention heads, for all levels or for each; None is heads of 64 channels.
         patch: tiles of `patch` by `patch` pixels become one before the first convolution.
-        num_classes: with n, `cond` is one of 0..n-1, or n or `None` for no class; without, it must be `None`.
+        num_classes: with n, `cond` is one of 0..n-1, or n or `None` for no class.
+        text_width: with d, `cond` is a `Text` with embeddings of d numbers, or `None` for a learned token, and
+            attention is the transformer block of Rombach et al. (2022).
+        dropout: in the residual blocks, which needs a `key` outside of `eqx.nn.inference_mode`.
+        dtype: of the layers between input and output; None is that of the parameters, which is the output's.
+        remat: recompute each block in the backward pass, which saves memory.
+        style: what else networks of others have otherwise.
 
     Raises:
-        ValueError: if `z` has other channels or a size that does not halve at every level, if `cond` is given
-            to a network without classes, or if `heads` does not divide the channels of the lowest level.
+        ValueError: if `z` has other channels or a size that does not halve at every level, if `cond` is not what the
+            network was built for, if `heads` does not divide the channels, with both classes and text, and with fewer
+            output than input channels.
     """
 
     channels: int = eqx.field(static=True)
     patch: int = eqx.field(static=True)
+    centred: bool = eqx.field(static=True)
+    divided: bool = eqx.field(static=True)
+    dtype: Any = eqx.field(static=True)
+    context: Context | TextOnly
     embedding: Embedding
     first: Conv
-    levels: tuple["_Level", ...]
-    middle: "_Middle"
+    down: tuple[Level, ...]
+    middle: Middle | None
+    up: tuple[Level, ...]
     norm: GroupNorm
     last: Conv
 
@@ -57,130 +74,89 @@ class UNet(eqx.Module):
         self,
         channels: int,
         *,
+        out_channels: int | None = None,
         width: int = 32,
         multipliers: Sequence[int] = (1, 2, 2),
         blocks: int = 1,
-        heads: int = 4,
+        attention: Sequence[bool] | None = None,
+        heads: int | Sequence[int] | None = None,
         patch: int = 1,
         num_classes: int | None = None,
+        text_width: int | None = None,
+        dropout: float = 0.0,
+        remat: bool = False,
+        dtype: DTypeLike | None = None,
+        style: UNetStyle = ADM,
         key: PRNGKeyArray,
     ):
-        embedding_key, first_key, middle_key, *level_keys = jr.split(key, 3 + len(multipliers))
+        context_key, embedding_key, first_key, middle_key, down_key, up_key = jr.split(key, 6)
+        self.channels, self.patch, self.dtype = channels, patch, None if dtype is None else jnp.dtype(dtype)
+        self.centred, self.divided = style.centred, style.divided
         widths = [width * m for m in multipliers]
-        below = [*widths[1:], None]
-        depth = channels * patch**2
-        self.channels = channels
-        self.patch = patch
-        self.embedding = Embedding(4 * width, num_classes, key=embedding_key)
-        self.first = Conv(depth, width * multipliers[0], key=first_key)
-        self.levels = tuple(
-            _Level(c, c_below, blocks, 4 * width, key=level_key)
-            for c, c_below, level_key in zip(widths, below, level_keys, strict=True)
-        )
-        self.middle = _Middle(widths[-1], heads, 4 * width, key=middle_key)
-        self.norm = GroupNorm(widths[0])
-        self.last = Conv(widths[0], depth, key=None)
+        n, emb_width = len(widths), style.emb_width or 4 * width
+        heads = [_heads(c) for c in widths] if heads is None else per_level("heads", heads, n)
+        make = UNetMaker(widths, heads, blocks, style, emb_width, text_width, dropout, remat)
+        attention = per_level("attention", [False] * (n - 1) + [True] if attention is None else attention, n)
+        attention_up = attention if style.attention_up is None else per_level("attention_up", style.attention_up, n)
+        self.context = _context(text_width, num_classes, style.null, context_key)
+        self.embedding = Embedding(emb_width, num_classes, features=style.features, null=style.null, key=embedding_key)
+        self.first = Conv(channels * patch**2, widths[0], key=first_key, init=FAN_IN_UNIFORM)
+        self.down = make.down(attention, key=down_key)
+        self.middle = make.middle(key=middle_key) if style.middle else None
+        self.up = make.up(attention_up, key=up_key)
+        self.norm = style.residual.norm(widths[0])
+        self.last = Conv(widths[0], (out_channels or channels) * patch**2, key=None)
+
+    def __check_init__(self):
+        if self.last.weight.shape[-1] < self.channels * self.patch**2:
+            raise ValueError(
+                f"UNet needs out_channels of at least {self.channels}, the channels of its input;"
+                f" got {self.last.weight.shape[-1] // self.patch**2}; do choose more"
+            )
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels `cond` may be, that of no class among them; None for a network without classes."""
+        return self.embedding.num_labels
 
     def __call__(
-        self, z: Float[Array, "..."], t: Float[Array, ""], cond: Int[Array, ""] | None = None
-    ) -> Float[Array, "..."]:
-        _check_image(z, self.channels, self.patch * 2 ** (len(self.levels) - 1))
-        emb = self.embedding(t, cond)
-        pixels = jnp.moveaxis(z.astype(self.first.weight.dtype), 0, -1)
-        h = self.first(space_to_depth(pixels, self.patch))
-        h = self._down_and_up(h, emb)
-        h = self.last(jax.nn.silu(self.norm(h)))
-        return jnp.moveaxis(depth_to_space(h, self.patch), -1, 0)
-
-    def _down_and_up(self, h: Float[Array, "h w c"], emb: Float[Array, "e"]) -> Float[Array, "h w c"]:
-        skips = []
-        for level in self.levels:
-            h, skip = level.descend(h, emb)
-            skips.append(skip)
-        h = self.middle(h, emb)
-        for level in reversed(self.levels):
-            h = level.ascend(h, skips.pop(), emb)
-        return h
-
-
-class _Level(eqx.Module):
-    """One resolution: the blocks on both ways and, but for the lowest, the maps to and from the one below."""
-
-    down: tuple["_Block", ...]
-    up: tuple["_Block", ...]
-    widen: Pointwise | None
-    narrow: Pointwise | None
-
-    def __init__(self, c: int, c_below: int | None, blocks: int, emb_width: int, *, key: PRNGKeyArray):
-        widen_key, narrow_key, *keys = jr.split(key, 2 + 2 * blocks)
-        self.down = tuple(_Block(c, emb_width, key=k) for k in keys[:blocks])
-        self.up = tuple(_Block(c, emb_width, key=k) for k in keys[blocks:])
-        self.widen = None if c_below is None else Pointwise(c, c_below, key=widen_key)
-        self.narrow = None if c_below is None else Pointwise(c_below, c, key=narrow_key)
-
-    def descend(
-        self, h: Float[Array, "h w c"], emb: Float[Array, "e"]
-    ) -> tuple[Float[Array, "h_below w_below c_below"], list[Float[Array, "h w c"]]]:
-        skips = []
-        for block in self.down:
-            h = block(h, emb)
-            skips.append(h)
-        return h if self.widen is None else self.widen(shrink(h)), skips
-
-    def ascend(
         self,
-        h: Float[Array, "h_below w_below c_below"],
-        skips: list[Float[Array, "h w c"]],
-        emb: Float[Array, "e"],
+        z: Float[Array, "..."],
+        t: Float[Array, ""],
+        cond: Int[Array, ""] | Text | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "..."]:
+        check_image("UNet", z, self.channels, self.patch * 2 ** (len(self.down) - 1))
+        label, text = self.context(cond)
+        dtype = self.first.weight.dtype
+        pixels = space_to_depth(jnp.moveaxis(z.astype(dtype), 0, -1), self.patch)
+        h = self.first((2 * pixels - 1 if self.centred else pixels).astype(self.dtype or dtype))
+        h = self._down_and_up(h, self.embedding(t, label).astype(h.dtype), text, key).astype(dtype)
+        h = depth_to_space(self.last(jax.nn.silu(self.norm(h))), self.patch)
+        y = jnp.moveaxis(h, -1, 0)[: self.channels]
+        return y / t.astype(y.dtype) if self.divided else y
+
+    def _down_and_up(
+        self, h: Float[Array, "h w c"], emb: Float[Array, "e"], text: Text | None, key: PRNGKeyArray | None
     ) -> Float[Array, "h w c"]:
-        h = h if self.narrow is None else grow(self.narrow(h))
-        for block, skip in zip(self.up, reversed(skips), strict=True):
-            h = block((h + skip) * math.sqrt(0.5), emb)
+        middle_key, *keys = keys_or_none(key, 1 + len(self.down) + len(self.up))
+        skips = [h]
+        for level in self.down:
+            skips += level.descend(skips[-1], emb, text, keys.pop())
+        h = skips[-1] if self.middle is None else self.middle(skips[-1], emb, text, middle_key)
+        for level in self.up:
+            n = len(level.steps)
+            h, skips = level.ascend(h, skips[-n:], emb, text, keys.pop()), skips[:-n]
         return h
 
 
-class _Middle(eqx.Module):
-    """Block, attention, block."""
-
-    before: "_Block"
-    attention: Attention
-    after: "_Block"
-
-    def __init__(self, c: int, heads: int, emb_width: int, *, key: PRNGKeyArray):
-        before_key, attention_key, after_key = jr.split(key, 3)
-        self.before = _Block(c, emb_width, key=before_key)
-        self.attention = Attention(c, heads, key=attention_key)
-        self.after = _Block(c, emb_width, key=after_key)
-
-    def __call__(self, h: Float[Array, "h w c"], emb: Float[Array, "e"]) -> Float[Array, "h w c"]:
-        return self.after(self.attention(self.before(h, emb)), emb)
+def _context(text_width: int | None, num_classes: int | None, null: bool, key: PRNGKeyArray) -> Context | TextOnly:
+    if text_width is None or num_classes is not None or null:
+        return Context(text_width, num_classes, key=key)
+    return TextOnly(text_width)
 
 
-class _Block(eqx.Module):
-    """The residual block of ADM: the embedding scales and shifts the second group norm."""
-
-    norm: GroupNorm
-    inner: Conv
-    modulation: eqx.nn.Linear
-    outer: Conv
-
-    def __init__(self, c: int, emb_width: int, *, key: PRNGKeyArray):
-        inner_key, modulation_key = jr.split(key)
-        self.norm = GroupNorm(c)
-        self.inner = Conv(c, c, key=inner_key)
-        self.modulation = eqx.nn.Linear(emb_width, 2 * c, key=modulation_key)
-        self.outer = Conv(c, c, key=None)
-
-    def __call__(self, h: Float[Array, "h w c"], emb: Float[Array, "e"]) -> Float[Array, "h w c"]:
-        scale, shift = jnp.split(self.modulation(emb), 2)
-        r = self.inner(jax.nn.silu(self.norm(h)))
-        return h + self.outer(jax.nn.silu(group_standardize(r) * (1 + scale) + shift))
-
-
-def _check_image(z: Float[Array, "..."], channels: int, multiple: int) -> None:
-    if z.ndim != 3 or z.shape[0] != channels:
-        raise ValueError(f"UNet needs one image of shape ({channels}, h, w); got {z.shape}; do jax.vmap over a batch")
-    if z.shape[1] % multiple or z.shape[2] % multiple:
-        raise ValueError(
-            f"UNet needs h and w divisible by {multiple}; got {z.shape[1:]}; do fewer multipliers, or pad z"
-        )
+def _heads(channels: int) -> int:
+    """Heads of 64 channels, or a few more."""
+    return max(n for n in range(1, max(channels // 64, 1) + 1) if channels % n == 0)
