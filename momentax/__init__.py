@@ -1,5 +1,6 @@
 """Moment matching distillation of diffusion models: denoisers in; losses, kernels and samplers out."""
 
+from . import interop as interop
 from . import metrics as metrics
 from . import nn as nn
 from ._denoiser import Denoiser as Denoiser
@@ -13,12 +14,15 @@ from ._divergence import Divergence as Divergence
 from ._divergence import squared_error as squared_error
 from ._guidance import clipped as clipped
 from ._guidance import guided as guided
-from ._losses import Losses as Losses
+from ._instant import instant as instant
+from ._lora import adapters as adapters
+from ._lora import lora as lora
+from ._lora import merge as merge
 from ._losses import aux_loss as aux_loss
 from ._losses import denoising_loss as denoising_loss
-from ._losses import instant as instant
-from ._losses import moment_match as moment_match
 from ._losses import student_loss as student_loss
+from ._match import Losses as Losses
+from ._match import moment_match as moment_match
 from ._optimizer import paper_optimizer as paper_optimizer
 from ._parallel import data_parallel as data_parallel
 from ._parallel import value_and_grad as value_and_grad
@@ -49,6 +53,9 @@ from ._schedule import interpolated as interpolated
 from ._schedule import resolution_shift as resolution_shift
 from ._schedule import shifted as shifted
 from ._schedule import sigma as sigma
+from ._tangent import central_difference as central_difference
+from ._tangent import forward_mode as forward_mode
+from ._tangent import reverse_mode as reverse_mode
 from ._weight import adaptive_weight as adaptive_weight
 from ._weight import edm_weight as edm_weight
 from ._weight import flat_weight as flat_weight

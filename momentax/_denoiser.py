@@ -1,12 +1,17 @@
-"""Denoisers: callables `(z, logsnr, cond=None) -> x_hat`, per example, in variance-preserving scaling."""
+"""Denoisers: callables `(z, logsnr, cond=None) -> x_hat`, per example, in variance-preserving scaling.
 
+One with a parameter named `key` is also handed a key, for its dropout.
+"""
+
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._schedule import alpha, sigma
 
@@ -74,9 +79,10 @@ class Denoiser(eqx.Module):
     r"""A network, what it predicts and the time it was trained with, as $\hat x(z, \ell, cond)$.
 
     Args:
-        net: `(z, t, cond) -> [*x]`, per example. Any dtype; what it returns is carried on in that of `z`.
+        net: `(z, t, cond) -> [*x]`, per example. Any dtype; what it returns is carried on in that of `z`. If it has
+            a parameter `key`, it is given the denoiser's by keyword.
         predict: one of the `predict_*` functions, or one of their type.
-        time: from log-SNR to the network's own time, as in `lambda l: 999 * schedule.time(l)`. None is the
+        time: from log-SNR to the network's own time, such as `DiscreteSchedule(alphas_cumprod).step`. None is the
             prediction's own convention: the log-SNR itself; for `predict_flow` tau; for `predict_edm` ln(sigma_e)/4.
     """
 
@@ -84,17 +90,40 @@ class Denoiser(eqx.Module):
     predict: Callable[..., Any] = predict_v
     time: Time | None = None
 
-    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any] = None) -> Float[Array, "*x"]:
-        return self.predict(self.net, z, logsnr, self.time, cond)
+    def __call__(
+        self,
+        z: Float[Array, "*x"],
+        logsnr: Float[Array, ""],
+        cond: PyTree[Any] = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*x"]:
+        return self.predict(keyed(self.net, key), z, logsnr, self.time, cond)
 
 
 def denoise(
-    denoiser: Callable[..., Any], z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any]
+    denoiser: Callable[..., Any],
+    z: Float[Array, "*x"],
+    logsnr: Float[Array, ""],
+    cond: PyTree[Any],
+    key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*x"]:
     """What any denoiser predicts, of the shape (an error otherwise) and in the dtype of `z`."""
-    x_hat = denoiser(z, logsnr, cond)
-    _check_shape(type(denoiser).__name__, x_hat, z)
+    x_hat = keyed(denoiser, key)(z, logsnr, cond)
+    _check_shape(denoiser, x_hat, z)
     return x_hat.astype(z.dtype)
+
+
+def keyed(function: Callable[..., Any], key: PRNGKeyArray | None) -> Callable[..., Any]:
+    """The function with its parameter `key` bound; itself, if it has none."""
+    return partial(function, key=key) if key is not None and _takes_key(function) else function
+
+
+def _takes_key(function: Callable[..., Any]) -> bool:
+    try:
+        return "key" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _own(time: Time | None, logsnr: Float[Array, ""]) -> Float[Array, ""]:
@@ -103,12 +132,13 @@ def _own(time: Time | None, logsnr: Float[Array, ""]) -> Float[Array, ""]:
 
 def _evaluate(net, z: Float[Array, "*x"], time: Float[Array, ""], cond: Any) -> Float[Array, "*x"]:
     output = net(z, time, cond)
-    _check_shape(type(net).__name__, output, z)
+    _check_shape(net, output, z)
     return output.astype(z.dtype)
 
 
-def _check_shape(name: str, output: Any, z: Float[Array, "*x"]) -> None:
+def _check_shape(function: Callable[..., Any], output: Any, z: Float[Array, "*x"]) -> None:
     if jnp.shape(output) != z.shape:
+        name = type(function.func if isinstance(function, partial) else function).__name__
         raise ValueError(
             f"needs an output of one example's shape {z.shape} from {name}; got {jnp.shape(output)};"
             " do write the network per example, without the batch axis"

@@ -10,7 +10,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ._denoiser import keyed
 
 
 def guided(denoiser: Callable[..., Any], scale: float, null: PyTree[Any] = None):
@@ -32,13 +34,26 @@ def clipped(denoiser: Callable[..., Any], limit: float = 1.0):
     return _Clipped(denoiser, limit)
 
 
+def underlying(denoiser: Any) -> Any:
+    """The denoiser whose derivatives a straight-through one has; of a tree of its structure, the same part."""
+    return underlying(denoiser.denoiser) if isinstance(denoiser, _Guided | _Clipped) else denoiser
+
+
 class _Guided(eqx.Module):
     denoiser: Callable[..., Any]
     scale: float = eqx.field(static=True)
     null: PyTree[Any]
 
-    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any] = None) -> Float[Array, "*x"]:
-        bare, free = self.denoiser(z, logsnr, cond), self.denoiser(z, logsnr, self.null)
+    def __call__(
+        self,
+        z: Float[Array, "*x"],
+        logsnr: Float[Array, ""],
+        cond: PyTree[Any] = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*x"]:
+        denoiser = keyed(self.denoiser, key)
+        bare, free = denoiser(z, logsnr, cond), denoiser(z, logsnr, self.null)
         return _straight_through(bare, bare + self.scale * (bare - free))
 
 
@@ -50,8 +65,15 @@ class _Clipped(eqx.Module):
         if not self.limit > 0:
             raise ValueError(f"needs a positive limit; got {self.limit!r}; do give the largest |x| of the data")
 
-    def __call__(self, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: PyTree[Any] = None) -> Float[Array, "*x"]:
-        bare = self.denoiser(z, logsnr, cond)
+    def __call__(
+        self,
+        z: Float[Array, "*x"],
+        logsnr: Float[Array, ""],
+        cond: PyTree[Any] = None,
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "*x"]:
+        bare = keyed(self.denoiser, key)(z, logsnr, cond)
         return _straight_through(bare, jnp.clip(bare, -self.limit, self.limit))
 
 

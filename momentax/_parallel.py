@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 
-def value_and_grad(loss: Callable[..., Any], axis_name: str | None = None):
+def value_and_grad(
+    loss: Callable[..., Any], axis_name: str | None = None, *, filter_spec: PyTree[Any] = eqx.is_inexact_array
+):
     r"""The loss and its gradient with respect to its first argument, averaged over a mesh axis.
 
     The one place that owns the scale: inside `jax.shard_map`, differentiating a replicated model sums over the mesh
@@ -21,9 +23,11 @@ def value_and_grad(loss: Callable[..., Any], axis_name: str | None = None):
     Args:
         axis_name: of the enclosing `jax.shard_map` or `jax.vmap`; None is one device. A loss that draws must have
             been built with the same.
+        filter_spec: which leaves of the model move, as in `eqx.partition`: a function of a leaf or a tree of bools.
+            Make the optimiser's state for the same: `optimizer.init(eqx.filter(model, filter_spec))`.
 
     Returns:
-        A callable pytree `(model, x, key, cond=None) -> (value, grads)`.
+        A callable pytree `(model, x, key, cond=None) -> (value, grads)`; `grads` is None at leaves that stay.
 
     Raises:
         ValueError: where the loss was built for another axis, so that its noise would repeat on every device.
@@ -34,7 +38,7 @@ def value_and_grad(loss: Callable[..., Any], axis_name: str | None = None):
             f"needs a loss over the axis {axis_name!r}; got one over {of_loss!r};"
             f" do build it with axis_name={axis_name!r}"
         )
-    return _ValueAndGrad(loss, axis_name)
+    return _ValueAndGrad(loss, axis_name, filter_spec)
 
 
 def data_parallel(step: Callable[..., Any], mesh: Mesh, axis_name: str = "data"):
@@ -72,14 +76,19 @@ def varying(tree: PyTree[Any], axis_name: str) -> PyTree[Any]:
 class _ValueAndGrad(eqx.Module):
     loss: Callable[..., Any]
     axis_name: str | None = eqx.field(static=True)
+    filter_spec: PyTree[Any]
 
     def __call__(
         self, model: PyTree[Any], x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> tuple[Float[Array, ""], PyTree[Any]]:
         if self.axis_name is None:
-            return eqx.filter_value_and_grad(self.loss)(model, x, key, cond)
+            return self._local(self.loss, model, x, key, cond)
         loss, model = varying((self.loss, model), self.axis_name)
-        return lax.pmean(eqx.filter_value_and_grad(loss)(model, x, key, cond), self.axis_name)
+        return lax.pmean(self._local(loss, model, x, key, cond), self.axis_name)
+
+    def _local(self, loss, model, x, key, cond):
+        moving, fixed = eqx.partition(model, self.filter_spec)
+        return jax.value_and_grad(lambda moving: loss(eqx.combine(moving, fixed), x, key, cond))(moving)
 
 
 class _DataParallel(eqx.Module):

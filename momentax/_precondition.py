@@ -17,18 +17,21 @@ def identity(grads: PyTree[Any]) -> PyTree[Any]:
 
 
 class Diagonal(eqx.Module):
-    r"""$\Lambda = \mathrm{diag}(scale)$: a tree like the gradients'; each leaf keeps the gradient's dtype."""
+    r"""$\Lambda = \mathrm{diag}(scale)$: a tree like the gradients'; each leaf keeps the gradient's dtype.
+
+    Leaves that the gradients leave out (None, as a `filter_spec` makes them) are left out.
+    """
 
     scale: PyTree[Any]
 
     def __call__(self, grads: PyTree[Any]) -> PyTree[Any]:
-        if jax.tree.structure(grads) != jax.tree.structure(self.scale):
+        if not _is_part(grads, self.scale):
             raise ValueError(
                 f"needs gradients of the scale's structure, {jax.tree.structure(self.scale)};"
                 f" got {jax.tree.structure(grads)}; do take Lambda from this teacher,"
                 " by `estimate_preconditioner` if it is guided or clipped"
             )
-        return jax.tree.map(_scaled, self.scale, grads)
+        return jax.tree.map(_scaled, grads, self.scale, is_leaf=_is_none)
 
 
 def adam_preconditioner(opt_state: PyTree[Any], *, b2: float = 0.999, eps: float = 1e-8) -> Diagonal:
@@ -60,6 +63,7 @@ def estimate_preconditioner(
     *,
     b2: float = 0.999,
     eps: float = 1e-8,
+    filter_spec: PyTree[Any] = eqx.is_inexact_array,
 ) -> Diagonal:
     r"""Adam's Lambda for a teacher whose optimiser state is lost: its second moment over some batches.
 
@@ -69,6 +73,7 @@ def estimate_preconditioner(
     Args:
         loss: what the teacher was trained with, `(model, x, key, cond=None) -> scalar`: `denoising_loss(...)`.
         batches: some tens of batches `x`, or pairs `(x, cond)`.
+        filter_spec: which leaves it is for, as in `eqx.partition`: those of `instant(..., filter_spec=...)`.
 
     Raises:
         ValueError: where there are no batches.
@@ -77,18 +82,33 @@ def estimate_preconditioner(
 
     @eqx.filter_jit
     def observe(state, teacher, x, key, cond):
-        _, state = adam.update(eqx.filter_grad(loss)(teacher, x, key, cond), state)
-        return state
+        moving, fixed = eqx.partition(teacher, filter_spec)
+        grads = jax.grad(lambda moving: loss(eqx.combine(moving, fixed), x, key, cond))(moving)
+        return adam.update(grads, state)[1]
 
-    state = adam.init(eqx.filter(teacher, eqx.is_inexact_array))
+    state = adam.init(eqx.filter(teacher, filter_spec))
     for i, batch in enumerate(batches):
         x, cond = batch if isinstance(batch, tuple) else (batch, None)
         state = observe(state, teacher, x, jax.random.fold_in(key, i), cond)
     return adam_preconditioner(state, b2=b2, eps=eps)
 
 
-def _scaled(scale: Float[Array, "..."], grad: Float[Array, "..."]) -> Float[Array, "..."]:
-    return (grad.astype(scale.dtype) * scale).astype(grad.dtype)
+def _scaled(grad: Float[Array, "..."] | None, scale: Float[Array, "..."] | None) -> Float[Array, "..."] | None:
+    return None if grad is None or scale is None else (grad.astype(scale.dtype) * scale).astype(grad.dtype)
+
+
+def _is_part(grads: PyTree[Any], scale: PyTree[Any]) -> bool:
+    def covered(grad, scale):
+        return grad is None or scale is not None
+
+    try:
+        return all(jax.tree.leaves(jax.tree.map(covered, grads, scale, is_leaf=_is_none)))
+    except ValueError:
+        return False
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
 
 
 def _adam_states(opt_state: PyTree[Any]) -> list[optax.ScaleByAdamState]:

@@ -23,12 +23,16 @@ Times = Callable[[PRNGKeyArray, Int[Array, ""], int, Any], Float[Array, ""]]
 
 
 class Draw(NamedTuple):
-    r"""A batch of n: clean `x` (of a student, it carries the gradient), noisy `z`, its log-SNR, the conditioning."""
+    r"""A batch of n: clean `x` (of a student, it carries the gradient), noisy `z`, its log-SNR, the conditioning.
+
+    `key` holds one key per example for all networks that are judged on `z`: those in training mode drop out alike.
+    """
 
     x: Float[Array, "n *x"]
     z: Float[Array, "n *x"]
     logsnr: Float[Array, " n"]
     cond: PyTree[Any]
+    key: PRNGKeyArray | None = None
 
 
 def stratified(key: PRNGKeyArray, index: Int[Array, ""], count: int, dtype: Any) -> Float[Array, ""]:
@@ -61,7 +65,7 @@ class Forward(eqx.Module):
 
     def _draw(self, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
         logsnr = self.schedule.logsnr(place.time(self.times, x.dtype))
-        return Draw(x, marginal(x, logsnr).sample(place.key), logsnr, cond)
+        return Draw(x, marginal(x, logsnr).sample(place.key), logsnr, cond, place.net_key)
 
 
 class Rollout(eqx.Module):
@@ -97,13 +101,14 @@ class Rollout(eqx.Module):
 
     def _draw(self, student, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
         key_step, key_t, key_s = jax.random.split(place.key, 3)
+        key_student, key_judges = jax.random.split(place.net_key)
         s = place.time(self.times, x.dtype)
         t = jnp.minimum(s + jax.random.uniform(key_step, (), x.dtype) / self.k, 1)
         logsnr_s, logsnr_t = self.schedule.logsnr(s), self.schedule.logsnr(t)
         z_t = marginal(x, logsnr_t).sample(key_t)
-        x_tilde = denoise(student, z_t, logsnr_t, cond)
+        x_tilde = denoise(student, z_t, logsnr_t, cond, key_student)
         z_s = self.kernel(z_t, x_tilde, logsnr_s=logsnr_s, logsnr_t=logsnr_t).sample(key_s)
-        return Draw(x_tilde, lax.stop_gradient(z_s), logsnr_s, cond)
+        return Draw(x_tilde, lax.stop_gradient(z_s), logsnr_s, cond, key_judges)
 
 
 def over(draws: Any, axis_name: str | None) -> Any:
@@ -112,10 +117,11 @@ def over(draws: Any, axis_name: str | None) -> Any:
 
 
 class _Place(NamedTuple):
-    """One example's place in the global batch: the batch's key, its own key, its position, the batch's size."""
+    """One example's place in the global batch: the batch's key, its own two, its position, the batch's size."""
 
     shared: PRNGKeyArray
     key: PRNGKeyArray
+    net_key: PRNGKeyArray
     position: Int[Array, ""]
     total: int
 
@@ -126,11 +132,12 @@ class _Place(NamedTuple):
 def _per_example(draw, x, key: PRNGKeyArray, cond: PyTree[Any], axis_name: str | None) -> Draw:
     check_batch(x, cond)
     check_key(key)
-    shared, own = jax.random.split(key)
+    shared, own, nets = jax.random.split(key, 3)
     first, devices = (0, 1) if axis_name is None else (lax.axis_index(axis_name), lax.axis_size(axis_name))
 
     def one(x, index, cond):
-        return draw(x, _Place(shared, jax.random.fold_in(own, index), index, devices * n), cond)
+        key, net_key = (jax.random.fold_in(key, index) for key in (own, nets))
+        return draw(x, _Place(shared, key, net_key, index, devices * n), cond)
 
     n = x.shape[0]
     return jax.vmap(one)(at_least_single(x), first * n + jnp.arange(n, dtype=jnp.int32), cond)

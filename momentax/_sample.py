@@ -43,14 +43,15 @@ class _AncestralSampler(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...], cond: PyTree[Any] = None) -> Float[Array, "..."]:
         check_key(key)
-        key_noise, key_steps = jax.random.split(key)
+        key_noise, key_steps, key_nets = jax.random.split(key, 3)
 
         def step(state, i):
             z, _ = state
             logsnr_t, logsnr_s = self.schedule.logsnr(i / self.k), self.schedule.logsnr((i - 1) / self.k)
-            x = denoise(self.denoiser, z, logsnr_t, cond)
+            key_step, key_net = (jax.random.fold_in(key, i.astype(int)) for key in (key_steps, key_nets))
+            x = denoise(self.denoiser, z, logsnr_t, cond, key_net)
             posterior = self.kernel(z, x, logsnr_s=logsnr_s, logsnr_t=logsnr_t)
-            return (posterior.sample(jax.random.fold_in(key_steps, i.astype(int))), x), None
+            return (posterior.sample(key_step), x), None
 
         z_1 = jax.random.normal(key_noise, shape)
         (_, x), _ = jax.lax.scan(step, (z_1, jnp.zeros_like(z_1)), jnp.arange(self.k, 0, -1, z_1.dtype))

@@ -113,10 +113,11 @@ class FlowSchedule(AbstractSchedule):
 class DiscreteSchedule(AbstractSchedule):
     r"""A table of $\bar\alpha_0 > \dots > \bar\alpha_{N-1}$ (Ho et al. 2020), linear in $\ell$ in between.
 
-    Step i stands at t = i / (N - 1), so a checkpoint's own time is `(N - 1) * schedule.time(logsnr)`.
+    Step i stands at t = i / (N - 1). A checkpoint's own time is `schedule.step`, or `schedule.nearest_step` for a
+    network that looks it up: `Denoiser(net, predict_eps, schedule.step)`. The table is static: nothing trains it.
     """
 
-    logsnrs: Float[Array, " steps"]
+    logsnrs: tuple[float, ...] = eqx.field(static=True, repr=False)
 
     def __init__(self, alphas_cumprod: Sequence[float] | Array | np.ndarray):
         table = np.asarray(alphas_cumprod, np.float64)
@@ -125,18 +126,25 @@ class DiscreteSchedule(AbstractSchedule):
                 "needs alphas_cumprod as at least two strictly decreasing numbers inside (0, 1);"
                 f" got shape {table.shape}; do `jnp.cumprod(1 - betas)`"
             )
-        self.logsnrs = jnp.asarray(np.log(table) - np.log1p(-table), jnp.result_type(float))
+        self.logsnrs = tuple((np.log(table) - np.log1p(-table)).tolist())
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        table = self.logsnrs.astype(t.dtype)
-        return jnp.interp(t, self._times(t.dtype), table)
+        return jnp.interp(t, *self._table(t.dtype))
 
     def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        table = self.logsnrs.astype(logsnr.dtype)
-        return jnp.interp(logsnr, table[::-1], self._times(logsnr.dtype)[::-1])
+        times, logsnrs = self._table(logsnr.dtype)
+        return jnp.interp(logsnr, logsnrs[::-1], times[::-1])
 
-    def _times(self, dtype) -> Float[Array, " steps"]:
-        return jnp.linspace(0, 1, len(self.logsnrs), dtype=dtype)
+    def step(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The step 0..N - 1 of this log-SNR, fractions included, as embeddings by sines and cosines take them."""
+        return (len(self.logsnrs) - 1) * self.time(logsnr)
+
+    def nearest_step(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The step 0..N - 1 whose log-SNR is the nearest, a whole number in the dtype of `logsnr`; no gradient."""
+        return jnp.round(self.step(logsnr))
+
+    def _table(self, dtype) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
+        return jnp.linspace(0, 1, len(self.logsnrs), dtype=dtype), jnp.asarray(self.logsnrs, dtype)
 
 
 def shifted(schedule: AbstractSchedule, shift: float) -> AbstractSchedule:

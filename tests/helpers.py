@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 
@@ -57,6 +58,57 @@ def linear(key: PRNGKeyArray, d: int = 3, dtype: Any = jnp.float64) -> Linear:
     """A `Linear` with random parameters, of shape [d, d] and [d]."""
     weight, drift = jax.random.split(key)
     return Linear(jax.random.normal(weight, (d, d), dtype) / d**0.5, jax.random.normal(drift, (d,), dtype) / d)
+
+
+class Tanh(eqx.Module):
+    """A network that is not linear in its parameters."""
+
+    net: Any
+
+    def __call__(self, z, logsnr, cond=None):
+        return jnp.tanh(self.net(z, logsnr / 10, cond))
+
+
+class Dropping(eqx.Module):
+    """A network that drops half of its outputs, by its key; none without one."""
+
+    net: Any
+
+    def __call__(self, z, logsnr, cond=None, *, key=None):
+        output = self.net(z, logsnr, cond)
+        return output if key is None else 2 * output * jax.random.bernoulli(key, 0.5, output.shape).astype(output.dtype)
+
+
+@jax.custom_vjp
+def sine(x):
+    """A sine without a forward-mode derivative."""
+    return jnp.sin(x)
+
+
+sine.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (jnp.cos(x) * g,))
+
+
+class Sine(eqx.Module):
+    """A network with a layer of one's own, `custom` (a `jax.custom_vjp`) or plain."""
+
+    net: Any
+    custom: bool
+
+    def __call__(self, z, logsnr, cond=None):
+        h = self.net(z, logsnr / 10, cond)
+        return sine(h) if self.custom else jnp.sin(h)
+
+
+def predictions(model, draw):
+    """What a model says to a draw, written out; a `Dropping` one is handed its keys."""
+    if isinstance(model, Dropping):
+        return jax.vmap(lambda z, logsnr, key: model(z, logsnr, key=key))(draw.z, draw.logsnr, draw.key)
+    return jax.vmap(model)(draw.z, draw.logsnr)
+
+
+def assert_trees_close(a, b, rtol, atol=0.0):
+    """Leaf by leaf, which must be as many."""
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=rtol, atol=atol), a, b)
 
 
 def program_of(function: Any, *args: Any) -> str:

@@ -51,3 +51,13 @@ def kernels(draw):
     """One of every kind."""
     family = [momentax.conditional_posterior, momentax.ddim, momentax.renoise]
     return draw(st.sampled_from([*family, momentax.stochastic(0.5), momentax.noisier(0.3)]))
+
+
+WEIGHTS = [
+    momentax.edm_weight,
+    momentax.flat_weight,
+    momentax.adaptive_weight,
+    momentax.snr_weight,
+    momentax.truncated_snr_weight,
+    momentax.v_weight,
+]

@@ -1,6 +1,7 @@
 """Denoisers: one exact prediction, told in every network's language, is the same."""
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -180,6 +181,73 @@ def test_a_denoiser_predicts_v_unless_told_and_its_leaves_are_its_networks():
     denoiser = momentax.Denoiser(net)
     assert denoiser.predict is momentax.predict_v
     assert jax.tree.leaves(eqx.filter(denoiser, eqx.is_array)) == jax.tree.leaves(net)
+
+
+def with_key(z, logsnr, cond=None, *, key=None):
+    """What it is handed, told apart from nothing."""
+    return z if key is None else z + jax.random.uniform(key)
+
+
+def without_key(z, logsnr, cond=None):
+    return z
+
+
+class WithKey(eqx.Module):
+    net: Any = with_key
+
+    def __call__(self, z, logsnr, cond=None, *, key=None):
+        return self.net(z, logsnr, cond, key=key)
+
+
+KEYED = {
+    "function": with_key,
+    "module": WithKey(),
+    "jitted": jax.jit(with_key),
+    "equinox's jit": eqx.filter_jit(WithKey()),
+    "partial": partial(with_key),
+    "bound method": WithKey().__call__,
+    "denoiser": momentax.Denoiser(with_key, momentax.predict_x),
+    "denoiser of a module": momentax.Denoiser(WithKey(), momentax.predict_x),
+    "denoiser of a denoiser": momentax.Denoiser(momentax.Denoiser(WithKey(), momentax.predict_x), momentax.predict_x),
+}
+
+
+@pytest.mark.parametrize("make", KEYED.values(), ids=KEYED)
+def test_a_network_with_a_parameter_key_is_handed_the_key(make):
+    """In whatever it is wrapped; without one it decides itself."""
+    key, z, logsnr = jax.random.key(1), jnp.ones(3), jnp.asarray(0.5)
+    np.testing.assert_allclose(denoise(make, z, logsnr, None, key), z + jax.random.uniform(key))
+    np.testing.assert_array_equal(denoise(make, z, logsnr, None), z)
+
+
+@pytest.mark.parametrize(
+    "make", [without_key, momentax.Denoiser(without_key, momentax.predict_x), jax.jit(without_key)]
+)
+def test_a_network_without_one_never_sees_it(make):
+    np.testing.assert_array_equal(denoise(make, jnp.ones(3), jnp.asarray(0.5), None, jax.random.key(1)), jnp.ones(3))
+
+
+def test_the_library_dropout_of_equinox_needs_no_more():
+    """Training mode with a key, inference mode with or without."""
+
+    class Net(eqx.Module):
+        dropout: eqx.nn.Dropout
+
+        def __call__(self, z, t, cond=None, *, key=None):
+            return self.dropout(z, key=key)
+
+    training, z, logsnr = (
+        momentax.Denoiser(Net(eqx.nn.Dropout(0.5)), momentax.predict_x),
+        jnp.ones(100),
+        jnp.asarray(0.0),
+    )
+    inference = eqx.nn.inference_mode(training)
+    kept = training(z, logsnr, key=jax.random.key(0))
+    assert set(np.unique(kept)) == {0, 2}
+    np.testing.assert_array_equal(inference(z, logsnr, key=jax.random.key(0)), z)
+    np.testing.assert_array_equal(inference(z, logsnr), z)
+    with pytest.raises(RuntimeError, match="requires a key"):
+        training(z, logsnr)
 
 
 @pytest.mark.oracle

@@ -11,10 +11,12 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "momentax"
 FLOORS = {
     "_contract": 0,
     "_divergence": 0,
+    "_lora": 0,
     "_optimizer": 0,
     "_parallel": 0,
     "_precondition": 0,
     "_schedule": 0,
+    "_tangent": 0,
     "_weight": 0,
     "metrics": 0,
     "nn": 0,
@@ -23,9 +25,13 @@ FLOORS = {
     "_guidance": 2,
     "_rollout": 2,
     "_sample": 2,
-    "_losses": 3,
-    "recipes": 4,
-    "__init__": 5,
+    "interop": 2,
+    "_judge": 3,
+    "_instant": 4,
+    "_losses": 4,
+    "_match": 5,
+    "recipes": 6,
+    "__init__": 7,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

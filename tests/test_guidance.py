@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Linear, linear
+from helpers import Dropping, Linear, linear
 from hypothesis import given
 from strategies import logsnrs, vectors
 
@@ -127,3 +127,12 @@ def test_both_are_denoisers_without_parameters_of_their_own_but_the_null():
 def test_a_limit_that_is_not_positive_is_refused(limit):
     with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
         momentax.clipped(BARE, limit)
+
+
+def test_both_predictions_of_guidance_drop_out_alike():
+    """With the null conditioning for both, guidance of any scale changes nothing."""
+    bare = Dropping(NET)
+    make = momentax.clipped(momentax.guided(bare, 3.0, COND), 100.0)
+    args, key = (jnp.ones(3), jnp.asarray(0.5), COND), jax.random.key(4)
+    np.testing.assert_allclose(make(*args, key=key), bare(*args, key=key), rtol=1e-12)
+    assert jnp.any(make(*args, key=key) != make(*args))

@@ -8,182 +8,16 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from helpers import gaussian_denoiser, linear, program_of
+from helpers import Dropping, Tanh, assert_trees_close, gaussian_denoiser, linear, predictions, program_of
+from strategies import WEIGHTS
 
 import momentax as mm
 
 KEY = jax.random.key(7)
 X = jax.random.normal(jax.random.key(1), (8, 3), jnp.float64)
-WEIGHTS = [
-    mm.edm_weight,
-    mm.flat_weight,
-    mm.adaptive_weight,
-    mm.snr_weight,
-    mm.truncated_snr_weight,
-    mm.v_weight,
-]
-KERNELS = [mm.conditional_posterior, mm.ddim, mm.renoise, mm.stochastic(0.5), mm.noisier(0.3)]
-CROSS_ENTROPY = mm.Divergence(lambda target, prediction: -jnp.sum(target * jnp.log(prediction)), jnp.log)
-
-
-class Probabilities(eqx.Module):
-    """A network on the simplex, for the cross-entropy."""
-
-    net: Any
-
-    def __call__(self, z, logsnr, cond=None):
-        return jax.nn.softmax(self.net(z, logsnr / 10, cond))
-
-
-class Tanh(eqx.Module):
-    """A network that is not linear in its parameters."""
-
-    net: Any
-
-    def __call__(self, z, logsnr, cond=None):
-        return jnp.tanh(self.net(z, logsnr / 10, cond))
 
 
 TEACHER, STUDENT, AUX = (Tanh(linear(jax.random.key(i))) for i in range(3))
-PRECOND = mm.Diagonal(jax.tree.map(lambda leaf: 1 + jnp.abs(leaf), eqx.filter(TEACHER, eqx.is_inexact_array)))
-
-
-def predictions(model, draw):
-    return jax.vmap(model)(draw.z, draw.logsnr)
-
-
-def error_by_hand(model, draw, weight, divergence):
-    """mean w L(x, g(z)), written out with the weight held fixed."""
-    g = predictions(model, draw)
-    w = jax.lax.stop_gradient(jax.vmap(weight)(draw.logsnr, draw.x - g))
-    return jnp.mean(w * jax.vmap(divergence.loss)(draw.x, g))
-
-
-def stepped(model, nu, size):
-    return eqx.apply_updates(model, jax.tree.map(lambda leaf: -size * leaf, nu))
-
-
-def assert_trees_close(a, b, rtol, atol=0.0):
-    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=rtol, atol=atol), a, b)
-
-
-CASES = (
-    [(weight, mm.conditional_posterior, mm.squared_error) for weight in WEIGHTS]
-    + [(mm.v_weight, kernel, mm.squared_error) for kernel in KERNELS[1:]]
-    + [(mm.flat_weight, mm.conditional_posterior, CROSS_ENTROPY)]
-)
-
-
-@pytest.mark.parametrize(("weight", "kernel", "divergence"), CASES)
-def test_instant_is_the_limit_of_alternating_with_an_infinitesimal_auxiliary_step(weight, kernel, divergence):
-    r"""The student's loss with $\phi = \theta - \lambda\Lambda\nabla L$, over $\lambda$: in value and gradient."""
-    rollout = mm.Rollout(mm.CosineSchedule(), 4, kernel)
-    wrap = Probabilities if divergence is CROSS_ENTROPY else Tanh
-    teacher, student = (wrap(model.net) for model in (TEACHER, STUDENT))
-    precond = mm.Diagonal(wrap(PRECOND.scale.net))
-    settings = {"rollout": rollout, "weight": weight, "divergence": divergence}
-
-    @eqx.filter_jit
-    def both(student, x, key):
-        key_nu, key_gap = jax.random.split(key)
-        draw = rollout(student, x[0::2], key_nu)
-        nu = precond(eqx.filter_grad(error_by_hand)(teacher, draw, weight, divergence))
-
-        def side(size):
-            loss = mm.student_loss(teacher, stepped(teacher, nu, size), **settings)
-            return eqx.filter_value_and_grad(loss)(student, x[1::2], key_gap)
-
-        size = 1e-4 / norm(nu)
-        difference = jax.tree.map(lambda a, b: (a - b) / (2 * size), side(size), side(-size))
-        return difference, eqx.filter_value_and_grad(mm.instant(teacher, precond, **settings))(student, x, key)
-
-    limit, instant = both(student, jax.nn.softmax(X) if divergence is CROSS_ENTROPY else X, KEY)
-    scale = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(instant))
-    assert scale > 0
-    assert_trees_close(limit, instant, rtol=1e-6, atol=1e-6 * scale)
-
-
-def norm(tree):
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
-
-
-def test_the_value_of_instant_is_equation_9_on_a_linear_teacher():
-    r"""It estimates $\frac12 |E\,\nabla_\theta L_\theta|^2_\Lambda$, which dependent halves would overestimate."""
-    teacher, student = linear(jax.random.key(3)), linear(jax.random.key(4))
-    rollout = mm.Rollout(mm.CosineSchedule(-5.0, 5.0), 4, times=mm.uniform)
-    precond = mm.Diagonal(jax.tree.map(lambda leaf: 1 + jnp.abs(leaf), teacher))
-    loss = mm.instant(teacher, precond, rollout=rollout, weight=mm.flat_weight)
-
-    @jax.jit
-    def estimates(keys):
-        values = jax.vmap(lambda key: loss(student, jax.random.normal(key, (8, 3)), key))(keys)
-        draw = rollout(student, jax.random.normal(jax.random.key(5), (200_000, 3)), jax.random.key(6))
-        grads = jax.grad(error_by_hand)(teacher, draw, mm.flat_weight, mm.squared_error)
-        return values, 0.5 * sum(jax.tree.leaves(jax.tree.map(jnp.vdot, grads, precond(grads))))
-
-    values, half_norm = estimates(jax.random.split(jax.random.key(8), 20_000))
-    stderr = jnp.std(values) / len(values) ** 0.5
-    assert stderr < 0.03 * half_norm
-    assert abs(jnp.mean(values) - half_norm) < 4 * stderr + 0.01 * half_norm
-
-
-class DataRollout(eqx.Module):
-    """Clean data in the student's place: what an exact student's draws are distributed as."""
-
-    forward: mm.Forward
-    axis_name: None = None
-
-    def __call__(self, student, x, key, cond=None):
-        return self.forward(x, key, cond)
-
-
-@pytest.mark.parametrize(("mean", "zero"), [(0.3, True), (0.8, False)])
-def test_instant_is_zero_at_the_data_for_an_exact_teacher_only(mean, zero):
-    """The gradient of an exact teacher's loss on data is zero in expectation, so that its norm is."""
-    loss = mm.instant(
-        gaussian_denoiser(mean, 0.7),
-        rollout=DataRollout(mm.Forward(mm.CosineSchedule())),
-        weight=mm.flat_weight,
-    )
-
-    @jax.jit
-    def value(key):
-        return loss(STUDENT, 0.3 + 0.7 * jax.random.normal(key, (64, 3)), key)
-
-    values = jax.lax.map(value, jax.random.split(KEY, 2000), batch_size=200)
-    stderr = jnp.std(values) / len(values) ** 0.5
-    assert (abs(jnp.mean(values)) < 4 * stderr) == zero
-    assert zero or jnp.mean(values) > 20 * stderr
-
-
-def test_instant_is_linear_in_the_preconditioner():
-    """Two preconditioners' sum gives the losses' sum, in value and gradient."""
-    other = mm.Diagonal(jax.tree.map(jnp.cos, PRECOND.scale))
-    both = mm.Diagonal(jax.tree.map(jnp.add, PRECOND.scale, other.scale))
-    evaluate = eqx.filter_jit(lambda precond: eqx.filter_value_and_grad(mm.instant(TEACHER, precond))(STUDENT, X, KEY))
-    total = jax.tree.map(jnp.add, evaluate(PRECOND), evaluate(other))
-    assert_trees_close(total, evaluate(both), rtol=1e-9, atol=1e-9)
-
-
-def test_instant_draws_its_two_halves_independently():
-    """Even and odd examples, with other noise and other times."""
-    draws = []
-
-    class Recording(eqx.Module):
-        rollout: mm.Rollout = mm.Rollout()
-        axis_name: None = None
-
-        def __call__(self, student, x, key, cond=None):
-            draws.append((x, self.rollout(student, x, key, cond)))
-            return draws[-1][1]
-
-    mm.instant(TEACHER, rollout=Recording())(STUDENT, X, KEY)
-    (x_even, even), (x_odd, odd) = draws
-    assert jnp.array_equal(x_even, X[0::2])
-    assert jnp.array_equal(x_odd, X[1::2])
-    assert not jnp.any(jnp.isclose(jnp.sort(even.logsnr), jnp.sort(odd.logsnr)))
-    same = mm.Rollout()(STUDENT, X[0::2], jax.random.split(KEY)[1])
-    assert not jnp.any(jnp.isclose(same.z, even.z))
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -203,6 +37,36 @@ def test_the_students_gradient_is_the_papers_and_none_flows_through_z_s(weight):
     loss = eqx.Partial(lambda inner, student: inner(student, X, KEY), loss)
     by_hand, ours = both(STUDENT)
     assert_trees_close(by_hand, ours, rtol=1e-10, atol=1e-12)
+
+
+def test_judges_in_training_mode_drop_out_alike_and_not_as_the_student():
+    """A teacher and an auxiliary that are equal have no gap, whatever they drop; the student's mask is another."""
+    judge = Dropping(TEACHER)
+    loss = eqx.filter_jit(eqx.filter_value_and_grad(mm.student_loss(judge, judge)))
+    value, grads = loss(Dropping(STUDENT), X, KEY)
+    assert value == 0
+    assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(grads))
+    assert eqx.filter_jit(mm.student_loss(judge, TEACHER))(STUDENT, X, KEY) != 0
+    draw = mm.Rollout()(Dropping(STUDENT), X, KEY)
+    masks = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, (3,)))(draw.key)
+    assert jnp.any(masks != (draw.x != 0))
+
+
+def test_every_loss_hands_keys_to_every_network_that_takes_one():
+    """Another key of the batch, another mask: the same data and noise would give the same value."""
+    models = [Dropping(model) for model in (TEACHER, AUX, STUDENT)]
+    for i in range(3):
+        players = [model if i == j else model.net for j, model in enumerate(models)]
+        teacher, aux, student = players
+        dropped = mm.student_loss(teacher, aux), mm.aux_loss(teacher, student), mm.instant(teacher)
+        plain = mm.student_loss(TEACHER, AUX), mm.aux_loss(TEACHER, STUDENT), mm.instant(TEACHER)
+        moving = [(student, STUDENT), (aux, AUX), (student, STUDENT)]
+        involved = [(0, 1, 2), (0, 1, 2), (0, 2)]
+        for ours, theirs, (model, bare), who in zip(dropped, plain, moving, involved, strict=True):
+            values = eqx.filter_jit(ours)(model, X, KEY), eqx.filter_jit(theirs)(bare, X, KEY)
+            assert (values[0] != values[1]) == (i in who)
+    loss = eqx.filter_jit(mm.denoising_loss())
+    assert loss(models[0], X, KEY) != loss(TEACHER, X, KEY)
 
 
 class Constant(eqx.Module):
@@ -283,20 +147,6 @@ def test_the_denoising_loss_is_the_posterior_variance_at_the_exact_denoiser():
     np.testing.assert_allclose(value, 3 / (1 / 0.49 + np.e), rtol=0.01)
     wrong = eqx.filter_jit(eqx.filter_grad(loss))(gaussian_denoiser(0.8, 0.7), x, KEY)
     assert abs(grads.mean) < 0.02 * abs(wrong.mean)
-
-
-def test_moment_match_gives_the_losses_of_both_algorithms():
-    """With an auxiliary those of Algorithm 2, without that of Algorithm 3."""
-    alternating, instant = mm.moment_match(TEACHER, STUDENT, AUX), mm.moment_match(TEACHER, STUDENT, precond=PRECOND)
-    pairs = [
-        (alternating.student, mm.student_loss(TEACHER, AUX), STUDENT),
-        (alternating.aux, mm.aux_loss(TEACHER, STUDENT), AUX),
-        (instant.student, mm.instant(TEACHER, PRECOND), STUDENT),
-    ]
-    for one, other, model in pairs:
-        assert eqx.tree_equal(one, other)
-        assert eqx.filter_jit(one)(model, X, KEY) == eqx.filter_jit(other)(model, X, KEY)
-    assert instant.aux is None
 
 
 def test_a_new_teacher_is_new_data_and_not_a_new_program():
@@ -405,8 +255,3 @@ def test_bad_input_is_told_before_anything_is_compiled(name, monkeypatch):
     with pytest.raises(error, match=words) as told:
         loss(STUDENT, *arguments)
     assert all(word in str(told.value) for word in ("needs", "got", "do "))
-
-
-def test_an_auxiliary_and_a_preconditioner_exclude_each_other():
-    with pytest.raises(ValueError, match="aux or precond; got both"):
-        mm.moment_match(TEACHER, STUDENT, AUX, precond=PRECOND)

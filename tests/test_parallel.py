@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import linear, program_of
+from helpers import Dropping, Tanh, linear, program_of
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from test_losses import Tanh
 
 import momentax as mm
 
@@ -26,6 +25,8 @@ LOSSES = {
     "student": lambda axis: mm.moment_match(TEACHER, STUDENT, AUX, axis_name=axis).student,
     "aux": lambda axis: mm.moment_match(TEACHER, AUX, STUDENT, axis_name=axis).aux,
     "instant": lambda axis: mm.instant(TEACHER, PRECOND, axis_name=axis),
+    "instant, dropping out": lambda axis: mm.instant(Dropping(TEACHER), axis_name=axis),
+    "instant, by a difference": lambda axis: mm.instant(TEACHER, tangent=mm.central_difference, axis_name=axis),
 }
 
 
@@ -103,6 +104,24 @@ def test_without_a_mesh_the_gradient_is_equinoxs():
     ours = eqx.filter_jit(mm.value_and_grad(loss))(STUDENT, X, KEY)
     theirs = eqx.filter_jit(eqx.filter_value_and_grad(loss))(STUDENT, X, KEY)
     assert eqx.tree_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("axis", [None, "data"])
+def test_leaves_that_stay_have_no_gradient(axis):
+    """And the others the one they have."""
+    loss = mm.student_loss(TEACHER, AUX, rollout=mm.Rollout(axis_name=axis))
+    spec = jax.tree.map(lambda leaf: leaf.ndim == 2, STUDENT)
+    (value, grads), (expected, whole) = (taken(mm.value_and_grad(loss, axis, **s)) for s in ({"filter_spec": spec}, {}))
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    assert grads.net.drift is None
+    assert_near(grads.net.weight, whole.net.weight, 1e-13)
+
+
+def taken(gradient):
+    if gradient.axis_name is None:
+        return jax.jit(gradient)(STUDENT, X, KEY)
+    mapped = jax.vmap(gradient, in_axes=(None, 0, None), out_axes=None, axis_name="data")
+    return jax.jit(mapped)(STUDENT, X.reshape(4, 4, 3), KEY)
 
 
 def test_a_sharded_step_is_compiled_once():

@@ -126,9 +126,7 @@ def test_a_gradient_keeps_its_dtype_and_is_scaled_in_the_scales(dtype):
     np.testing.assert_array_equal(found, (gradient.astype(float) * jnp.asarray([2.0, 0.3])).astype(dtype))
 
 
-@pytest.mark.parametrize(
-    "grads", [{"b": jnp.ones(2)}, [jnp.ones(2)], {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": None}]
-)
+@pytest.mark.parametrize("grads", [{"b": jnp.ones(2)}, [jnp.ones(2)], {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": {}}])
 def test_gradients_of_another_structure_are_an_error(grads):
     with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
         momentax.Diagonal({"a": jnp.ones(2)})(grads)
@@ -194,3 +192,19 @@ def test_an_estimate_applies_to_the_gradients_of_a_teacher_with_other_leaves():
 def test_an_estimate_from_no_batches_is_an_error():
     with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
         estimate(_square_loss, TEACHER, [], jax.random.key(0))
+
+
+def test_leaves_that_the_gradients_leave_out_are_left_out():
+    """As a `filter_spec` makes them; an estimate for some leaves is the part of that for all."""
+    full = momentax.Diagonal({"a": jnp.asarray([2.0, 0.3]), "b": jnp.asarray(3.0)})
+    found = full({"a": None, "b": jnp.asarray(2.0)})
+    assert found == {"a": None, "b": jnp.asarray(6.0)}
+    teacher, loss = linear(jax.random.key(0)), momentax.denoising_loss()
+    batches = [jax.random.normal(jax.random.key(i), (16, 3)) for i in range(3)]
+    spec = eqx.tree_at(lambda net: net.drift, jax.tree.map(lambda _: False, teacher), True)
+    part = momentax.estimate_preconditioner(loss, teacher, batches, jax.random.key(9), filter_spec=spec)
+    whole = momentax.estimate_preconditioner(loss, teacher, batches, jax.random.key(9))
+    assert part.scale.weight is None
+    np.testing.assert_allclose(part.scale.drift, whole.scale.drift, rtol=1e-12)
+    with pytest.raises(ValueError, match="needs gradients of the scale's structure"):
+        part(jax.tree.map(jnp.ones_like, teacher))

@@ -167,3 +167,28 @@ def test_a_key_that_is_not_one_typed_key_is_refused():
         sample(jax.random.PRNGKey(0), (3,))
     with pytest.raises((ValueError, TypeError)):
         sample(jax.random.split(jax.random.key(0), 2), (3,))
+
+
+class Adding(eqx.Module):
+    """A denoiser that adds a number in [0, 1), made of the key it is handed."""
+
+    def __call__(self, z, logsnr, cond=None, *, key=None):
+        return z if key is None else z + jax.random.uniform(key)
+
+
+def test_a_denoiser_that_takes_a_key_gets_another_at_every_step():
+    """The sum of what k steps add grows by another number for every k."""
+
+    def forward(z_t, x, *, logsnr_s, logsnr_t):
+        return momentax.Gaussian(x, jnp.zeros_like(logsnr_s))
+
+    def samples(denoiser):
+        samplers = [momentax.ancestral_sampler(denoiser, k, kernel=forward) for k in (1, 2, 3)]
+        return jnp.stack([jax.jit(lambda key, s=s: s(key, (3,)))(jax.random.key(0)) for s in samplers])
+
+    added = samples(Adding()) - samples(lambda z, logsnr, cond: z)
+    steps = jnp.diff(added[:, 0], prepend=0)
+    assert jnp.all((steps > 0) & (steps < 1))
+    assert len(set(steps.tolist())) == 3
+    wrapped = momentax.guided(momentax.clipped(Adding(), 100.0), 1.0)
+    np.testing.assert_allclose(samples(wrapped), samples(Adding()), rtol=1e-12)

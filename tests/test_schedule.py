@@ -146,9 +146,24 @@ def test_a_discrete_schedule_is_linear_in_log_snr_between_its_steps():
     np.testing.assert_allclose(halves, [nodes[:2].mean(), nodes[1:].mean()], rtol=1e-14)
 
 
-def test_a_discrete_schedules_table_is_its_one_leaf():
-    schedule = DiscreteSchedule(jnp.asarray(DDPM, jnp.float32))
-    assert [leaf.shape for leaf in jax.tree.leaves(schedule)] == [(1000,)]
+def test_a_discrete_schedules_step_is_the_nearest_of_its_table():
+    """Nearest in log-SNR, and the first or last beyond the ends; in the dtype it is asked in."""
+    nodes = np.log(DDPM) - np.log1p(-DDPM)
+    schedule = DiscreteSchedule(DDPM)
+    asked = np.random.default_rng(0).uniform(-12, 12, 500)
+    steps = eqx.filter_jit(lambda schedule, logsnr: schedule.nearest_step(logsnr))(schedule, jnp.asarray(asked))
+    np.testing.assert_array_equal(steps, np.argmin(np.abs(nodes[:, None] - asked), 0))
+    np.testing.assert_array_equal(schedule.nearest_step(jnp.asarray(nodes)), np.arange(1000))
+    single = schedule.nearest_step(jnp.asarray(nodes, jnp.float32))
+    assert single.dtype == jnp.float32
+    np.testing.assert_array_equal(single, np.arange(1000))
+
+
+def test_a_discrete_schedules_table_is_nobodys_to_train():
+    """Neither of its own nor as the time of a denoiser; and two of one table are one program."""
+    schedule, same = (DiscreteSchedule(jnp.asarray(DDPM, jnp.float32)) for _ in range(2))
+    assert not jax.tree.leaves((schedule, schedule.step, schedule.nearest_step))
+    assert jax.tree.structure(schedule.step) == jax.tree.structure(same.step)
 
 
 @pytest.mark.oracle
