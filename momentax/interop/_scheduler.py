@@ -1,0 +1,183 @@
+"""What a diffusers scheduler says about a network: the schedule, the prediction and the time it was trained with."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float64
+
+from .._denoiser import Time, predict_edm, predict_eps, predict_flow, predict_v, predict_x
+from .._schedule import AbstractSchedule, DiscreteSchedule, FlowSchedule, KarrasSchedule, shifted
+from ._options import Options
+
+Betas = Float64[np.ndarray, " steps"]
+
+CLOSE_TO_ZERO = 2.0**-24
+"""What a table that ends at zero SNR ends at instead, so that its log-SNR (-16.6) is finite: diffusers' own number."""
+
+
+class Convention(NamedTuple):
+    """A scheduler in the terms of `momentax.Denoiser`."""
+
+    schedule: AbstractSchedule
+    predict: Callable[..., Any]
+    time: Time | None
+
+
+def schedule_from_diffusers(config: str | os.PathLike[str] | Mapping[str, Any]) -> AbstractSchedule:
+    r"""The noise schedule of a diffusers scheduler, by its settings or their file, its folder or a pipeline's.
+
+    A table of betas becomes a `DiscreteSchedule`; a flow's grid with its shift s a `FlowSchedule` shifted by
+    $-2\ln s$ (one that depends on the resolution is not applied); EDM's levels a `KarrasSchedule`. A table rescaled
+    to end at zero SNR ends at $\bar\alpha = 2^{-24}$ instead.
+
+    Raises:
+        ValueError: for a scheduler or a setting that is not supported.
+    """
+    if isinstance(config, Mapping):
+        return _read(config, "the settings that were given").schedule
+    return convention(Path(config)).schedule
+
+
+def convention(path: Path) -> Convention:
+    """The convention of the scheduler in a file or folder."""
+    path = _config_of(path)
+    return _read(read_json(path), path)
+
+
+def _read(values: Mapping[str, Any], path: Any) -> Convention:
+    name = values.get("_class_name")
+    if name not in _READERS:
+        raise ValueError(
+            f"needs a scheduler out of {sorted(_READERS)}; got {name!r} in {path}; do build a momentax.Denoiser of the"
+            " network with a prediction and a time of your own"
+        )
+    return _READERS[name](Options(values, path))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"needs JSON; got {path}, which fails with '{error}'; do fetch it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"needs a JSON object; got a {type(values).__name__} in {path}; do fetch it again")
+    return values
+
+
+def _config_of(path: Path) -> Path:
+    for candidate in (path, path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"needs a scheduler_config.json; got none at {path}; do give that file, its folder or its pipeline's"
+    )
+
+
+class _FlowTime(eqx.Module):
+    r"""$N\tau$, $\tau = \mathrm{sigmoid}(-\ell/2)$."""
+
+    steps: int = eqx.field(static=True)
+
+    def __call__(self, logsnr: Float[Array, ""]) -> Float[Array, ""]:
+        return self.steps * jax.nn.sigmoid(-logsnr / 2)
+
+
+class _PredictEDM(eqx.Module):
+    """`predict_edm` with a standard deviation of the data of one's own."""
+
+    sigma_data: float = eqx.field(static=True)
+
+    def __call__(self, net, z: Float[Array, "*x"], logsnr: Float[Array, ""], time: Time | None, cond: Any):
+        return predict_edm(net, z, logsnr, time, cond, sigma_data=self.sigma_data)
+
+
+_PREDICTIONS = {"epsilon": predict_eps, "sample": predict_x, "v_prediction": predict_v}
+
+
+def _variance_preserving(options: Options) -> Convention:
+    options.take("use_flow_sigmas", False, False, None)
+    options.take("timestep_type", "discrete", "discrete")
+    options.take("predict_epsilon", True, True)
+    predict = _PREDICTIONS[options.take("prediction_type", "epsilon", *_PREDICTIONS)]
+    schedule = DiscreteSchedule(_alphas_cumprod(options))
+    return Convention(schedule, predict, schedule.step)
+
+
+def _flow(options: Options) -> Convention:
+    options.take("invert_sigmas", False, False)
+    dynamic, shift = options.take("use_dynamic_shifting", False), options.take("shift", 1.0)
+    schedule = FlowSchedule() if dynamic or shift == 1 else shifted(FlowSchedule(), -2 * math.log(shift))
+    return Convention(schedule, predict_flow, _FlowTime(options.take("num_train_timesteps", 1000)))
+
+
+def _edm(options: Options) -> Convention:
+    options.take("prediction_type", "epsilon", "epsilon")
+    options.take("sigma_schedule", "karras", "karras")
+    low, high, rho = (float(options.take(*pair)) for pair in (("sigma_min", 0.002), ("sigma_max", 80.0), ("rho", 7.0)))
+    predict = _PredictEDM(float(options.take("sigma_data", 0.5)))
+    return Convention(KarrasSchedule(low, high, rho), predict, None)
+
+
+_READERS: dict[Any, Callable[[Options], Convention]] = {
+    "DDIMScheduler": _variance_preserving,
+    "DDPMScheduler": _variance_preserving,
+    "DEISMultistepScheduler": _variance_preserving,
+    "DPMSolverMultistepScheduler": _variance_preserving,
+    "DPMSolverSinglestepScheduler": _variance_preserving,
+    "EDMDPMSolverMultistepScheduler": _edm,
+    "EDMEulerScheduler": _edm,
+    "EulerAncestralDiscreteScheduler": _variance_preserving,
+    "EulerDiscreteScheduler": _variance_preserving,
+    "FlowMatchEulerDiscreteScheduler": _flow,
+    "LMSDiscreteScheduler": _variance_preserving,
+    "PNDMScheduler": _variance_preserving,
+    "UniPCMultistepScheduler": _variance_preserving,
+}
+
+
+def _alphas_cumprod(options: Options) -> Betas:
+    table = np.cumprod(1 - _betas(options))
+    if options.take("rescale_betas_zero_snr", False):
+        root = np.sqrt(table)
+        table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        table[-1] = CLOSE_TO_ZERO
+    return table
+
+
+def _betas(options: Options) -> Betas:
+    trained = options.take("trained_betas", None)
+    if trained is not None:
+        return np.asarray(trained, np.float64)
+    steps, low, high = (
+        options.take(*pair) for pair in (("num_train_timesteps", 1000), ("beta_start", 1e-4), ("beta_end", 0.02))
+    )
+    return _BETAS[options.take("beta_schedule", "linear", *_BETAS)](steps, low, high)
+
+
+def _linear(steps: int, low: float, high: float) -> Betas:
+    return np.linspace(low, high, steps)
+
+
+def _scaled_linear(steps: int, low: float, high: float) -> Betas:
+    return np.linspace(low**0.5, high**0.5, steps) ** 2
+
+
+def _cosine(steps: int, low: float, high: float) -> Betas:
+    r"""$\bar\alpha = \cos^2(\frac\pi2\frac{t + 0.008}{1.008})$ with betas up to 0.999 (Nichol & Dhariwal 2021)."""
+    kept = np.cos((np.linspace(0, 1, steps + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
+
+
+def _sigmoid(steps: int, low: float, high: float) -> Betas:
+    return low + (high - low) / (1 + np.exp(-np.linspace(-6, 6, steps)))
+
+
+_BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine, "sigmoid": _sigmoid}

@@ -1,0 +1,52 @@
+"""A folder that diffusers wrote, and what PyTorch computed with it: the same numbers, without either at hand."""
+
+import pathlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import momentax as mm
+
+HERE = pathlib.Path(__file__).parent / "diffusers"
+FOLDER = HERE / "ddpm-pipeline"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    with np.load(HERE / "outputs.npz", allow_pickle=False) as arrays:
+        return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+def test_the_network_of_a_folder_gives_pytorchs_outputs(recorded):
+    net = mm.interop.from_diffusers(FOLDER / "unet")
+    call = eqx.filter_jit(lambda net, *args: jax.vmap(net)(*args))
+    found = call(net, recorded["z"], recorded["t"], recorded["label"].astype(jnp.int32))
+    # Two orders of summation in float32, some ten layers deep, of outputs of order one.
+    np.testing.assert_allclose(found, recorded["output"], rtol=0, atol=2e-5)
+
+
+def test_the_denoiser_of_a_folder_knows_prediction_and_time(recorded):
+    r"""$\alpha z - \sigma v$ at the log-SNR of the step, by the recorded output and the scheduler's own table."""
+    denoiser = mm.interop.denoiser_from_diffusers(FOLDER)
+    for i in (1, 3):
+        kept = recorded["alphas_cumprod"][int(recorded["t"][i])]
+        logsnr = (jnp.log(kept) - jnp.log1p(-kept)).astype(jnp.float32)
+        found = eqx.filter_jit(denoiser)(recorded["z"][i], logsnr, recorded["label"][i].astype(jnp.int32))
+        v = recorded["output"][i].astype(kept.dtype)
+        expected = jnp.sqrt(kept) * recorded["z"][i].astype(kept.dtype) - jnp.sqrt(1 - kept) * v
+        # A step of float32 log-SNR is 1e-4 of a step of the table.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_a_folders_teacher_is_distilled_by_both_algorithms():
+    teacher = mm.interop.denoiser_from_diffusers(FOLDER)
+    x, label = jax.random.normal(jax.random.key(0), (4, 1, 8, 8), jnp.float32), jnp.arange(4)
+    guided = mm.guided(teacher, 0.5, jnp.asarray(10))
+    losses = [*mm.moment_match(guided, teacher, teacher), mm.instant(guided, like=(x, label))]
+    for loss in losses:
+        value, grads = eqx.filter_jit(mm.value_and_grad(loss))(teacher, x, jax.random.key(1), label)
+        assert jnp.isfinite(value)
+        assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
