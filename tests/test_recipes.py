@@ -1,17 +1,25 @@
 """The command line, as a stranger uses it: a whole run on real data, and everything that can be asked wrongly."""
 
+import dataclasses
 import json
 import os
+import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 
+from momentax.recipes._data import load
 from momentax.recipes._folder import Folder
 from momentax.recipes._plots import plot_samples
+from momentax.recipes._settings import Distill, resolved
+from momentax.recipes._teacher import start
 
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
 
@@ -82,6 +90,73 @@ def test_samples_are_drawn_again_alike_and_evaluated(finished):
     assert figures["frechet_distance"] == report["figures"]["student"]["8"]["frechet_distance"]
     for name in ("drawn.npz", "drawn.png", "evaluation-student-8-0.json"):
         (finished / name).unlink()
+
+
+PIPELINE = pathlib.Path(__file__).parent / "diffusers" / "ddpm-pipeline"
+IMPORTED = ["--teacher", "teacher", "--updates", "4", "--batch", "16", "--samples", "32", "--k", "2"]
+
+
+@pytest.mark.parametrize("algorithm", ["alternating", "instant"])
+def test_a_teacher_of_diffusers_is_distilled_and_kept(algorithm, tmp_path):
+    """The folder of a pipeline; afterwards the run needs it no more."""
+    shutil.copytree(PIPELINE, tmp_path / "teacher")
+    arguments = ["--algorithm", algorithm, "--guidance", "0.5", *IMPORTED[2:]]
+    result = momentax("distill", "--teacher", "teacher", *arguments, "--output", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["configuration"]["teacher"] == "teacher"
+    assert report["teacher"]["folder"] == "teacher"
+    assert "--teacher teacher" in report["command"]
+    assert "None" not in report["command"]
+    shutil.rmtree(tmp_path / "teacher")
+    again = momentax("distill", *arguments, "--output", "run", cwd=tmp_path)
+    assert "finished" in again.stdout, again.stderr
+    for model in ("student", "teacher"):
+        drawn = momentax("sample", "--output", "run", "--model", model, "--samples", "8", cwd=tmp_path)
+        assert drawn.returncode == 0, drawn.stderr
+
+
+WRONG_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "no folder": ({"teacher": "none"}, "needs a folder for --teacher; got none"),
+    "network without a scheduler": ({"teacher": "teacher/unet"}, "needs --teacher-predicts"),
+    "pipeline with a prediction": ({"teacher": "teacher", "teacher_predicts": "v"}, "do drop them"),
+    "trained too": ({"teacher": "teacher", "teacher_updates": 5}, "needs --teacher or --teacher-updates"),
+    "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with --teacher-predicts"),
+    "images of another size": ({"teacher": "teacher", "data": "odd.npz"}, "needs a teacher of the data's images"),
+    "data without labels": ({"teacher": "teacher", "data": "plain.npz"}, "needs labels for a class-conditional"),
+    "more classes": ({"teacher": "teacher", "data": "many.npz"}, "needs a teacher of 12 labels"),
+    "no class for none": (
+        {"teacher": "teacher", "data": "eleven.npz", "guidance": 1.0},
+        "needs a teacher of 12 labels, that of no class",
+    ),
+    "pickle": ({"teacher": "pickle", "teacher_predicts": "v"}, "a pickle, which could run code"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TEACHERS)
+def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(name, tmp_path, monkeypatch):
+    shutil.copytree(PIPELINE, tmp_path / "teacher")
+    (tmp_path / "pickle").mkdir()
+    shutil.copyfile(PIPELINE / "unet" / "config.json", tmp_path / "pickle" / "config.json")
+    (tmp_path / "pickle" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    for file, classes, side in (("odd", 10, 9), ("plain", None, 8), ("many", 12, 8), ("eleven", 11, 8)):
+        labels: dict[str, Any] = {} if classes is None else {"y": np.arange(24) % classes}
+        np.savez(tmp_path / f"{file}.npz", x=np.zeros((24, side, side, 1), np.uint8), **labels)
+    monkeypatch.chdir(tmp_path)
+    options, words = WRONG_TEACHERS[name]
+    config = Distill(output=tmp_path / "run", **options)
+    config = dataclasses.replace(config, teacher=config.teacher and pathlib.Path(config.teacher))
+    with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}"):
+        resolved(*start(Folder(config.output), config, load(config.data))[:2])
+    assert not config.output.exists()
+
+
+def test_another_teacher_in_the_folder_is_refused(finished, tmp_path):
+    for name in ("teacher.eqx", "teacher.json"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    result = momentax("distill", "--teacher", PIPELINE, "--output", ".", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "needs a folder without a teacher" in result.stderr
 
 
 WRONG = {

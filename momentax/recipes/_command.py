@@ -15,11 +15,12 @@ from ._data import Dataset, load
 from ._evaluation import FEATURES, distances, draw, evaluate, labels_like
 from ._folder import Folder
 from ._formats import require
+from ._imported import teacher_files
 from ._interrupt import deferred
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
-from ._settings import Distill, Draw, Run, as_json, check_positive, difference, resolved
-from ._teacher import found_teacher, identity, network, train_teacher
+from ._settings import Distill, Draw, Run, as_json, check_positive, difference, from_json, resolved
+from ._teacher import network, record_of, start, train_teacher
 from ._training import distill, guide
 
 tyro = require("tyro")
@@ -41,15 +42,13 @@ def run_distill(config: Annotated[Distill, tyro.conf.arg(name="")]) -> None:
         for module in ("matplotlib.figure", "tqdm"):
             require(module)
         dataset, folder = load(config.data), Folder(config.output)
-        found = found_teacher(folder, config, dataset)
-        if found:
-            config = dataclasses.replace(config, teacher_updates=found["teacher_updates"])
+        config, dataset, record, given = start(folder, config, dataset)
         run = resolved(config, dataset)
         if _finished(folder, run):
             print(f"{folder.path} holds this run, finished:\n{table(folder.read_json('report.json'))}")
         else:
             folder.create()
-            _distill(run, dataset, folder, found)
+            _distill(run, dataset, folder, record, given)
 
 
 def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
@@ -74,32 +73,41 @@ def run_evaluate(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
         print(f"{table({'figures': {config.model: {str(steps): figures}}})}\n{folder.path / name}")
 
 
-def _distill(config: Run, dataset: Dataset, folder: Folder, found: dict[str, Any] | None) -> None:
+def _distill(config: Run, dataset: Dataset, folder: Folder, record: dict[str, Any] | None, given: Any) -> None:
     keys = jax.random.split(jax.random.key(config.seed), 3)
-    curves: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
     started = time.monotonic()
-    teacher = network(dataset, keys[0])
-    if found:
-        print(f"the teacher of {folder.path}, {found['teacher_updates']} updates old", flush=True)
-        teacher = folder.read_weights("teacher.eqx", teacher)
-    else:
-        teacher, curves = train_teacher(config, dataset, teacher, keys[1])
-        folder.write_weights("teacher.eqx", teacher)
-        found = identity(dataset) | {"teacher_updates": config.teacher_updates, "seed": config.seed}
-        folder.write_json("teacher.json", found)
+    teacher, record, curves = _teacher(config, dataset, folder, record, given, keys)
     seconds["teacher"] = time.monotonic() - started
     student, distilled = distill(config, dataset, teacher, keys[2])
     folder.remove("report.json")
     folder.write_weights("student.eqx", student)
     seconds["distillation"] = time.monotonic() - started - seconds["teacher"]
-    figures, drawn = evaluate(config, dataset, guide(config, teacher), student)
+    figures, drawn = evaluate(config, dataset, guide(config, dataset, teacher), student)
     seconds["evaluation"] = time.monotonic() - started - seconds["teacher"] - seconds["distillation"]
     curves |= distilled
     plot_samples(folder, "samples.png", _rows(config, dataset, drawn))
     plot_curves(folder, curves)
-    folder.write_json("report.json", report(config, dataset, found, figures, curves, seconds))
+    folder.write_json("report.json", report(config, dataset, record, figures, curves, seconds))
     print(f"{table(folder.read_json('report.json'))}\n{folder.path}: report.json, samples.png, curves.png")
+
+
+def _teacher(config: Run, dataset: Dataset, folder: Folder, record: dict[str, Any] | None, given: Any, keys: Any):
+    """The teacher, its record and its curves: given, or of the folder, or trained now; in the folder from here on."""
+    if record:
+        source = f"{config.teacher_updates} updates old" if given is None else f"from {config.teacher}"
+        print(f"the teacher of {folder.path}, {source}", flush=True)
+        teacher = folder.read_weights("teacher.eqx", network(dataset, keys[0])) if given is None else given
+        return teacher, record, {}
+    record, curves = record_of(config, dataset), {}
+    if config.teacher is not None:
+        folder.copy("teacher", teacher_files(config.teacher))
+        teacher = given
+    else:
+        teacher, curves = train_teacher(config, dataset, network(dataset, keys[0]), keys[1])
+        folder.write_weights("teacher.eqx", teacher)
+    folder.write_json("teacher.json", record)
+    return teacher, record, curves
 
 
 def _finished(folder: Folder, config: Run) -> bool:
@@ -116,13 +124,16 @@ def _finished(folder: Folder, config: Run) -> bool:
 
 def _drawn(config: Draw, samples: int) -> tuple[Folder, Dataset, np.ndarray, int]:
     folder = Folder(config.output)
-    settings = Run(**folder.read_json("report.json")["configuration"])
-    dataset, count = load(settings.data), samples if config.samples is None else config.samples
+    settings = from_json(folder.read_json("report.json")["configuration"])
+    _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), load(settings.data))
+    count = samples if config.samples is None else config.samples
     steps = settings.k if config.k is None else config.k
     check_positive(k=steps, samples=count)
-    model = folder.read_weights(f"{config.model}.eqx", network(dataset, jax.random.key(0)))
+    model = given or network(dataset, jax.random.key(0))
+    if config.model == "student" or given is None:
+        model = folder.read_weights(f"{config.model}.eqx", model)
     kernel = settings.kernel if config.model == "student" else "posterior"
-    model = guide(settings, model) if config.model == "teacher" else model
+    model = guide(settings, dataset, model) if config.model == "teacher" else model
     return folder, dataset, draw(model, steps, settings.schedule, kernel, dataset, count, config.seed), steps
 
 

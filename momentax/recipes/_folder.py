@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,20 @@ class Folder:
     def write_weights(self, name: str, module: Any) -> None:
         """Every array of an Equinox module."""
         self.write(name, lambda file: eqx.tree_serialise_leaves(file, module))
+
+    def copy(self, name: str, files: dict[str, Path]) -> None:
+        """A folder of copies, by their paths in it; whole or absent."""
+        temporary = Path(tempfile.mkdtemp(dir=self.path, prefix=f".{name}."))
+        try:
+            for place, source in files.items():
+                (temporary / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, temporary / place)
+            temporary.chmod(0o755)
+            shutil.rmtree(self.path / name, ignore_errors=True)
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def write(self, name: str, fill: Callable[[IO[bytes]], Any]) -> None:
         """A file, filled beside its place and then moved there."""

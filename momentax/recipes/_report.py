@@ -52,7 +52,8 @@ def report(
 
 def command(config: Run) -> str:
     """The command line that makes this run again, with every default written out."""
-    flags = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in as_json(config).items()]
+    given = {name: value for name, value in as_json(config).items() if value is not None}
+    flags = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items()]
     folder = config.output.name if config.output.is_absolute() else config.output
     return " ".join(["momentax distill", *flags, f"--output {shlex.quote(str(folder))}"])
 

@@ -32,6 +32,12 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "stochastic": mm.stochastic(0.5),
 }
 
+TANGENTS: dict[str, Callable[..., Any]] = {
+    "difference": mm.central_difference,
+    "forward": mm.forward_mode,
+    "reverse": mm.reverse_mode,
+}
+
 Weight = Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"]
 
 
@@ -39,11 +45,17 @@ Weight = Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"]
 class Distill:
     """Distils a few-step student from a teacher, draws, evaluates and reports.
 
-    The teacher is trained first, unless the output folder holds one of the same data.
+    The teacher is trained first, unless it is given or the output folder holds one of the same data.
     """
 
     data: Annotated[str, tyro.conf.arg(metavar="digits|icons|fashion-mnist|emoji|PATH.npz")] = "digits"
     """what to learn; PATH.npz holds x [n, h, w, c], uint8 or float in [-1, 1], and optionally y [n]"""
+    teacher: Path | None = None
+    """folder of a diffusers pipeline or network, whose teacher to take"""
+    teacher_predicts: Literal["eps", "v", "x"] | None = None
+    """of a network's folder, which has no scheduler to tell"""
+    teacher_betas: Literal["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"] | None = None
+    """of a network's folder: the thousand steps it was trained with, in diffusers' names"""
     algorithm: Literal["alternating", "instant"] = "alternating"
     """Algorithm 2, with an auxiliary network, or Algorithm 3, without"""
     k: int = 8
@@ -56,6 +68,8 @@ class Distill:
     """q(z_s | z_t, x) of the rollouts and of the student's sampler; stochastic has eta = 0.5"""
     guidance: float = 0.0
     """classifier-free guidance of the teacher; 0 is off"""
+    tangent: Literal["difference", "forward", "reverse"] = "forward"
+    """how the instant loss takes the teacher's tangent"""
     teacher_updates: int | None = None
     """updates of the teacher; None is the preset, or what the teacher in the folder had"""
     updates: int | None = None
@@ -120,7 +134,7 @@ PRESETS = {
         alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
         instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4},
     ),
-    "unet": Preset(
+    "uvit": Preset(
         8000,
         128,
         1e-3,
@@ -133,12 +147,14 @@ PRESETS = {
 def resolved(config: Distill, dataset: Dataset) -> Run:
     """The configuration with every default filled in, checked against the data."""
     preset = PRESETS[network_kind(dataset.x.shape[1:])]
-    filled = {**getattr(preset, config.algorithm), "teacher_updates": preset.teacher_updates}
+    filled = {**getattr(preset, config.algorithm), "teacher_updates": 0 if config.teacher else preset.teacher_updates}
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     config = Run(**(filled | given))
-    if network_kind(dataset.x.shape[1:]) == "unet" and (dataset.x.shape[2] % 4 or dataset.x.shape[3] % 4):
+    _check_teacher(config)
+    trains = config.teacher is None
+    if trains and network_kind(dataset.x.shape[1:]) == "uvit" and (dataset.x.shape[2] % 4 or dataset.x.shape[3] % 4):
         raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
-    positive = ("k", "teacher_updates", "updates", "batch", "samples", "learning_rate")
+    positive = ("k", "updates", "batch", "samples", "learning_rate", *(["teacher_updates"] if trains else []))
     check_positive(**{name: getattr(config, name) for name in positive})
     if config.algorithm == "instant" and config.batch % 2:
         raise ValueError(f"needs an even --batch for instant; got {config.batch}; do take {config.batch + 1}")
@@ -149,6 +165,16 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
     return config
 
 
+def _check_teacher(config: Run) -> None:
+    if config.teacher is not None and config.teacher_updates:
+        raise ValueError(
+            f"needs --teacher or --teacher-updates; got both, {config.teacher} and {config.teacher_updates};"
+            " do drop one: a teacher that is given is not trained"
+        )
+    if config.teacher is None and (config.teacher_predicts or config.teacher_betas):
+        raise ValueError("needs --teacher with --teacher-predicts and --teacher-betas; got none; do name its folder")
+
+
 def check_positive(**options: float) -> None:
     """Demands options above zero, and says which is not."""
     for name, value in options.items():
@@ -157,18 +183,26 @@ def check_positive(**options: float) -> None:
 
 
 def network_kind(shape: tuple[int, ...]) -> str:
-    """Which reference network suits images [c, h, w]: an MLP up to 8x8, a UNet above."""
-    return "mlp" if shape[1] * shape[2] <= 64 else "unet"
+    """Which reference network suits images [c, h, w]: an MLP up to 8x8, a UViT above."""
+    return "mlp" if shape[1] * shape[2] <= 64 else "uvit"
 
 
 def as_json(config: Run) -> dict[str, Any]:
     """The configuration as plain values, without what is about the place it is written to."""
     values = dataclasses.asdict(config)
-    return {name: value for name, value in values.items() if name not in ("output", "overwrite")}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {name: value for name, value in plain.items() if name not in ("output", "overwrite")}
+
+
+def from_json(values: dict[str, Any]) -> Run:
+    """What `as_json` told."""
+    run = Run(**values)
+    return dataclasses.replace(run, teacher=None if run.teacher is None else Path(run.teacher))
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Each setting that two configurations disagree on, as `--name theirs -> ours`."""
+    theirs = as_json(Run()) | theirs
     names = [name for name in ours if ours[name] != theirs.get(name)]
     return [f"--{_flag(name)} {theirs.get(name)} -> {ours[name]}" for name in names]
 

@@ -1,7 +1,9 @@
 """The teacher: the one that the output folder holds, or one trained on the data."""
 
+import dataclasses
 import hashlib
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,24 +15,75 @@ import momentax as mm
 
 from ._data import Dataset
 from ._folder import Folder
+from ._imported import as_taught, checksum, read_teacher, teacher_files
 from ._progress import Progress
 from ._settings import PRESETS, Distill, Run, network_kind
 from ._training import Curves, batches, initial_state, updating
 
 
-def found_teacher(folder: Folder, config: Distill, dataset: Dataset) -> dict[str, Any] | None:
-    """What the folder's teacher was trained on, and for how long; None without one; an error if it does not fit."""
-    if not folder.has("teacher.json"):
-        return None
-    found = folder.read_json("teacher.json")
-    asked = identity(dataset) | {"teacher_updates": config.teacher_updates or found["teacher_updates"]}
+class Start(NamedTuple):
+    """What a run starts from: the data as the teacher knows it, what is on record of the teacher, itself if given."""
+
+    config: Distill
+    dataset: Dataset
+    record: dict[str, Any] | None
+    given: mm.Denoiser | None
+
+
+def start(folder: Folder, config: Distill, dataset: Dataset) -> Start:
+    """The teacher that is in the folder or is given, held against the data, before anything is written."""
+    record = folder.read_json("teacher.json") if folder.has("teacher.json") else None
+    if record and "folder" in record:
+        config, given = _kept(folder, config, record)
+    elif config.teacher is not None:
+        _check_none(folder, record)
+        given = read_teacher(config.teacher, config)
+    else:
+        given = None
+    if given is not None:
+        dataset = as_taught(given, dataset, config.guidance)
+    if record:
+        _check_fits(folder, config, dataset, record)
+        config = dataclasses.replace(config, teacher_updates=record["teacher_updates"])
+    return Start(config, dataset, record, given)
+
+
+def record_of(config: Run, dataset: Dataset) -> dict[str, Any]:
+    """What is kept on record of a teacher."""
+    made = identity(dataset) | {"teacher_updates": config.teacher_updates, "seed": config.seed}
+    if config.teacher is None:
+        return made
+    told = {"teacher_predicts": config.teacher_predicts, "teacher_betas": config.teacher_betas}
+    return made | told | {"folder": str(config.teacher), "files": checksum(teacher_files(config.teacher))}
+
+
+def _kept(folder: Folder, config: Distill, record: dict[str, Any]) -> tuple[Distill, mm.Denoiser]:
+    if config.teacher is not None and checksum(teacher_files(config.teacher)) != record["files"]:
+        raise ValueError(
+            f"needs the teacher that {folder.path} has, of {record['folder']}; got other files in {config.teacher};"
+            " do choose another --output"
+        )
+    told = {name: record[name] for name in ("teacher_predicts", "teacher_betas")}
+    config = dataclasses.replace(config, teacher=Path(record["folder"]), **told)
+    return config, read_teacher(folder.path / "teacher", config)
+
+
+def _check_none(folder: Folder, record: dict[str, Any] | None) -> None:
+    if record:
+        raise ValueError(
+            f"needs a folder without a teacher for --teacher; got {folder.path}, which has one that was trained there;"
+            " do choose another --output"
+        )
+
+
+def _check_fits(folder: Folder, config: Distill, dataset: Dataset, record: dict[str, Any]) -> None:
+    asked = identity(dataset) | {"teacher_updates": config.teacher_updates or record["teacher_updates"]}
     for name, value in asked.items():
-        if found[name] != value:
+        if record[name] != value:
             raise ValueError(
-                f"needs the teacher in {folder.path} to fit: {name} {value}; got {found[name]};"
+                f"needs the teacher in {folder.path} to fit: {name} {value}; got {record[name]};"
                 " do choose another --output, or ask for what this one is"
             )
-    return found
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
@@ -49,7 +102,7 @@ def network(dataset: Dataset, key: PRNGKeyArray) -> mm.Denoiser:
     shape, classes = dataset.x.shape[1:], dataset.num_classes or None
     if network_kind(shape) == "mlp":
         return mm.Denoiser(mm.nn.MLP(shape, width=256, depth=3, num_classes=classes, key=key))
-    return mm.Denoiser(mm.nn.UNet(shape[0], multipliers=(1, 2), patch=2, num_classes=classes, key=key))
+    return mm.Denoiser(mm.nn.UViT(shape[0], depth=4, patch=2, num_classes=classes, key=key))
 
 
 def train_teacher(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:

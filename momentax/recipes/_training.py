@@ -14,7 +14,7 @@ import momentax as mm
 
 from ._data import Dataset
 from ._progress import Progress
-from ._settings import KERNELS, SCHEDULES, WEIGHTS, Run
+from ._settings import KERNELS, SCHEDULES, TANGENTS, WEIGHTS, Run
 
 Curves = dict[str, list[float]]
 
@@ -25,12 +25,12 @@ def distill(config: Run, dataset: Dataset, teacher: Any, key: PRNGKeyArray) -> t
     settings = {"rollout": rollout, "weight": WEIGHTS[config.weight]}
     examples = batches(dataset, config.batch, config.seed + 1, hidden=0.0)
     run = _alternating if config.algorithm == "alternating" else _instant
-    return run(config, settings, guide(config, teacher), teacher, examples, key)
+    return run(config, settings, guide(config, dataset, teacher), teacher, examples, key)
 
 
-def guide(config: Run, teacher: Any) -> Any:
-    """The teacher as it is matched and sampled: with guidance, where there is any."""
-    return mm.guided(teacher, config.guidance) if config.guidance else teacher
+def guide(config: Run, dataset: Dataset, teacher: Any) -> Any:
+    """The teacher as it is matched and sampled: with guidance, where there is any; no class is the one after all."""
+    return mm.guided(teacher, config.guidance, jnp.asarray(dataset.num_classes)) if config.guidance else teacher
 
 
 def _alternating(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
@@ -53,7 +53,8 @@ def _alternating(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, 
 
 def _instant(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
     optimizer = mm.paper_optimizer(config.learning_rate, config.updates, warmup=_warmup(config.updates), b1=0.9)
-    loss, student = mm.instant(guided, _precond(config, guided, examples, key), **settings), teacher
+    precond, student = _precond(config, guided, examples, key), teacher
+    loss = mm.instant(guided, precond, tangent=TANGENTS[config.tangent], **settings)
     state, update, progress = (
         initial_state(optimizer, teacher),
         updating(optimizer),
