@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pathlib
 import re
+import shutil
 
 import jax
 import pytest
@@ -13,19 +14,20 @@ import momentax
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PUBLIC = re.findall(r"import \w+ as (\w+)", pathlib.Path(momentax.__file__).read_text())
-MODULES = ["momentax", "momentax.nn", "momentax.metrics"]
+MODULES = ["momentax", "momentax.interop", "momentax.nn", "momentax.metrics"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_runs(page, tmp_path, monkeypatch):
-    """One namespace a page, from top to bottom, with JAX as users have it."""
+    """One namespace a page, from top to bottom, with JAX as users have it; a folder of diffusers lies there."""
+    shutil.copytree(ROOT / "tests" / "diffusers" / "ddpm-pipeline", tmp_path / "ddpm-pipeline")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     namespace = {"__name__": "__main__"}
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         for number, block in enumerate(blocks):
             exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
-    assert blocks or page.name not in ("README.md", "usage.md")
+    assert blocks or page.name not in ("README.md", "teachers.md", "usage.md")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
