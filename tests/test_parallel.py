@@ -119,7 +119,7 @@ def test_leaves_that_stay_have_no_gradient(axis):
 
 def taken(gradient):
     if gradient.axis_name is None:
-        return jax.jit(gradient)(STUDENT, X, KEY)
+        return eqx.filter_jit(gradient)(STUDENT, X, KEY)
     mapped = jax.vmap(gradient, in_axes=(None, 0, None), out_axes=None, axis_name="data")
     return jax.jit(mapped)(STUDENT, X.reshape(4, 4, 3), KEY)
 
