@@ -39,6 +39,35 @@ def test_the_table_of_fashion_mnist_is_that_of_its_report():
     assert f"{min(distances(found, 'teacher').values()):.2f}" in readme
 
 
+def test_the_table_of_the_imported_teacher_is_that_of_its_reports():
+    """And the two students had the same teacher."""
+    readme = (ROOT / "README.md").read_text()
+    (alternating,), (instant,) = reports("diffusers-alternating"), reports("diffusers-instant")
+    assert alternating["teacher"]["files"] == instant["teacher"]["files"]
+    assert alternating["figures"]["teacher"] == instant["figures"]["teacher"]
+    teacher = distances(alternating, "teacher")
+    best = min(teacher, key=lambda steps: teacher[steps])
+    assert f"the best of 4, 8, 16, 64 and 256 steps ({best}) | {teacher[best]:.2f} |" in readme
+    for steps in (4, 8, 16):
+        assert f"| teacher, {steps} steps | {teacher[steps]:.2f} |" in readme
+    for report, batch in ((alternating, 64), (instant, 128)):
+        assert report["configuration"]["batch"] == batch
+        updates = f"{report['configuration']['updates']:,} updates, batch {batch}"
+        assert f"student, 4 steps** ({updates}) | {distances(report, 'student')[4]:.2f} |" in readme
+
+
+def test_the_counts_in_the_page_of_teachers_are_the_recorded_ones():
+    page = (ROOT / "docs" / "teachers.md").read_text()
+    memory = json.loads((RESULTS / "memory.json").read_text())["bytes"]
+    for algorithm in list(memory["DiT-XL/2"])[1:]:
+        counts = (f"{sizes[algorithm] / sizes['teacher']:.2f}" for sizes in memory.values())
+        assert f"| {algorithm} | {' | '.join(counts)} |" in page
+    rows = json.loads((RESULTS / "tangents.json").read_text())["rows"]
+    for network in {row["network"] for row in rows}:
+        counted = [row for row in rows if row["network"] == network and row["program"] != "forward"]
+        assert f"| {network} | {' | '.join('{flops:.2f}, {memory:.1f}'.format(**row) for row in counted)} |" in page
+
+
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_report_says_how_to_make_it_again(path):
     report = json.loads(path.read_text())

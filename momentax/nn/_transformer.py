@@ -46,7 +46,7 @@ class TransformerBlock(eqx.Module):
     inner: Linear
     outer: Linear
     modulation: Linear
-    dropout: eqx.nn.Dropout
+    dropout: eqx.nn.Dropout | None
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class TransformerBlock(eqx.Module):
         self.inner = Linear(width, 4 * width, key=keys[2], init=init)
         self.outer = Linear(4 * width, width, key=keys[3], init=init)
         self.modulation = Linear(emb_width, 6 * width, key=None)
-        self.dropout = eqx.nn.Dropout(dropout)
+        self.dropout = eqx.nn.Dropout(dropout) if dropout else None
 
     def __call__(
         self,
@@ -84,8 +84,11 @@ class TransformerBlock(eqx.Module):
         attention_key, mlp_key = keys_or_none(key, 2)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(self.modulation(emb), 6)
         r = self.attention(self.norm(h) * (1 + scale) + shift)
-        h = h + gate * self.dropout(r, key=attention_key)
+        h = h + gate * self._dropped(r, attention_key)
         if self.to_text is not None and text is not None:
             h = self.to_text(h, text)
         r = jax.nn.gelu(self.inner(self.mlp_norm(h) * (1 + mlp_scale) + mlp_shift))
-        return h + mlp_gate * self.outer(self.dropout(r, key=mlp_key))
+        return h + mlp_gate * self.outer(self._dropped(r, mlp_key))
+
+    def _dropped(self, r: Float[Array, "n c"], key: PRNGKeyArray | None) -> Float[Array, "n c"]:
+        return r if self.dropout is None else self.dropout(r, key=key)
