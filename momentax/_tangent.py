@@ -31,7 +31,7 @@ def forward_mode(
 def reverse_mode(
     function: Callable[[PyTree[Any]], PyTree[Any]], primals: PyTree[Any], tangents: PyTree[Any]
 ) -> tuple[PyTree[Any], PyTree[Any]]:
-    r"""$f(\theta)$ and $J\nu$ as the derivative of $u \mapsto J^T u$, transposed: exact, with a gradient's memory.
+    r"""$f(\theta)$ and $J\nu$ as the derivative of $u \mapsto J^T u$, transposed: exact, at forward mode's cost.
 
     For functions with a `jax.custom_vjp` whose backward pass is itself differentiable.
     """

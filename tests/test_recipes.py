@@ -95,12 +95,22 @@ PIPELINE = pathlib.Path(__file__).parent / "diffusers" / "ddpm-pipeline"
 IMPORTED = ["--teacher", "teacher", "--updates", "4", "--batch", "16", "--samples", "32", "--k", "2"]
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param("alternating", marks=pytest.mark.slow), "instant"])
-def test_a_teacher_of_diffusers_is_distilled_and_kept(algorithm, tmp_path):
-    """The folder of a pipeline; afterwards the run needs it no more."""
-    shutil.copytree(PIPELINE, tmp_path / "teacher")
+DIT = PIPELINE.parent / "dit"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "source", "told"),
+    [
+        pytest.param("alternating", PIPELINE, [], marks=pytest.mark.slow),
+        pytest.param("instant", PIPELINE, [], marks=pytest.mark.slow),
+        ("instant", DIT, ["--teacher-predicts", "eps"]),
+    ],
+)
+def test_a_teacher_of_diffusers_is_distilled_and_kept(algorithm, source, told, tmp_path):
+    """A pipeline's folder, or a network's; afterwards the run needs it no more."""
+    shutil.copytree(source, tmp_path / "teacher")
     arguments = ["--algorithm", algorithm, "--guidance", "0.5", *IMPORTED[2:]]
-    result = momentax("distill", "--teacher", "teacher", *arguments, "--output", "run", cwd=tmp_path)
+    result = momentax("distill", "--teacher", "teacher", *told, *arguments, "--output", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["configuration"]["teacher"] == "teacher"

@@ -7,13 +7,13 @@ import pathlib
 
 import numpy as np
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
 HERE = pathlib.Path(__file__).parent
 
 
 def main() -> None:
-    """A class-conditional UNet2DModel for 8 by 8 images, its scheduler, and its outputs."""
+    """A class-conditional UNet2DModel for 8 by 8 images, its scheduler and its outputs; a DiT, by itself."""
     torch.manual_seed(0)
     net = UNet2DModel(
         sample_size=8,
@@ -29,6 +29,8 @@ def main() -> None:
     )
     scheduler = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     DDPMPipeline(unet=net, scheduler=scheduler).save_pretrained(HERE / "ddpm-pipeline")
+    dit = DiTTransformer2DModel(2, 8, in_channels=1, num_layers=1, sample_size=8, patch_size=2, num_embeds_ada_norm=10)
+    dit.save_pretrained(HERE / "dit")
     z, t, label = torch.randn(5, 1, 8, 8), torch.tensor([0.0, 10.0, 333.25, 700.0, 999.0]), torch.arange(5) * 2
     with torch.no_grad():
         output = net(z, t, class_labels=label).sample
