@@ -102,6 +102,7 @@ def test_half_precision_layers_give_the_gradient_to_two_per_cent(players, digits
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(halved))
 
 
+@pytest.mark.slow
 def test_recomputation_gives_the_same_gradient(players, digits, whole):
     """Of each block, and of each whole loss: forward mode inside, too; some roundings of float32 differ."""
     x, label = digits
