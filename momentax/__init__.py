@@ -10,8 +10,11 @@ from ._denoiser import predict_flow as predict_flow
 from ._denoiser import predict_score as predict_score
 from ._denoiser import predict_v as predict_v
 from ._denoiser import predict_x as predict_x
+from ._diagnosis import nonfinite_logsnr as nonfinite_logsnr
 from ._divergence import Divergence as Divergence
 from ._divergence import squared_error as squared_error
+from ._finite import update_if_finite as update_if_finite
+from ._gradient import value_and_grad as value_and_grad
 from ._guidance import clipped as clipped
 from ._guidance import guided as guided
 from ._instant import instant as instant
@@ -25,7 +28,7 @@ from ._match import Losses as Losses
 from ._match import moment_match as moment_match
 from ._optimizer import paper_optimizer as paper_optimizer
 from ._parallel import data_parallel as data_parallel
-from ._parallel import value_and_grad as value_and_grad
+from ._parallel import fully_sharded as fully_sharded
 from ._precondition import Diagonal as Diagonal
 from ._precondition import adam_preconditioner as adam_preconditioner
 from ._precondition import estimate_preconditioner as estimate_preconditioner

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 
@@ -42,6 +43,13 @@ def check_steps(k: Any) -> None:
     """Demands a whole number of sampling steps."""
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"needs a whole number of steps k >= 1; got {k!r}; do `k=8`")
+
+
+def check_shape(shape: Any) -> None:
+    """Demands the shape of one example."""
+    whole = isinstance(shape, tuple | list) and all(isinstance(size, int | np.integer) and size > 0 for size in shape)
+    if not whole:
+        raise ValueError(f"needs the shape of one example, positive whole numbers; got {shape!r}; do `x[0].shape`")
 
 
 def check_within(name: str, value: float, low: float, high: float) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._schedule import alpha, sigma
+from ._shard import gathering
 
 Time = Callable[[Float[Array, ""]], Float[Array, ""]]
 
@@ -108,10 +109,17 @@ def denoise(
     cond: PyTree[Any],
     key: PRNGKeyArray | None = None,
 ) -> Float[Array, "*x"]:
-    """What any denoiser predicts, of the shape (an error otherwise) and in the dtype of `z`."""
-    x_hat = keyed(denoiser, key)(z, logsnr, cond)
+    """What any denoiser predicts, of the shape (an error otherwise) and in the dtype of `z`.
+
+    The one place where the library calls one: a denoiser in pieces is gathered here.
+    """
+    x_hat = gathering(_call)(denoiser, z, logsnr, cond, key)
     _check_shape(denoiser, x_hat, z)
     return x_hat.astype(z.dtype)
+
+
+def _call(denoiser, z: Float[Array, "*x"], logsnr: Float[Array, ""], cond: Any, key: PRNGKeyArray | None):
+    return keyed(denoiser, key)(z, logsnr, cond)
 
 
 def keyed(function: Callable[..., Any], key: PRNGKeyArray | None) -> Callable[..., Any]:

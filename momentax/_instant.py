@@ -8,15 +8,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._contract import check_batch, check_even
+from ._contract import check_batch, check_even, check_key
 from ._divergence import Divergence, squared_error
+from ._gradient import mean_over_parts
 from ._guidance import underlying
 from ._judge import AbstractLoss, Draws, Loss, Model, dot, predictions, weighted_error, weights
-from ._parallel import varying
-from ._precondition import identity
-from ._rollout import Draw, Rollout, over
+from ._precondition import by_pieces, identity
+from ._rollout import Draw, Rollout, halved, over
+from ._shard import Axes, averaged, together, varying
 from ._tangent import Tangent, forward_mode
 from ._weight import edm_weight
 
@@ -30,7 +31,7 @@ def instant(
     divergence: Divergence = squared_error,
     tangent: Tangent = forward_mode,
     filter_spec: PyTree[Any] = eqx.is_inexact_array,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
     like: Any = None,
 ) -> Loss:
     r"""Algorithm 3 with its sign restored: no auxiliary, one loss.
@@ -74,24 +75,47 @@ class _Instant(AbstractLoss):
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        check_batch(x, cond)
-        check_even(x)
-        key_nu, key_gap = jax.random.split(key)
-        even, odd = (jax.tree.map(itemgetter(slice(half, None, 2)), (x, cond)) for half in (0, 1))
-        nu = self._nu(lax.stop_gradient(self.draws(student, even[0], key_nu, even[1])))
-        draw = self.draws(student, odd[0], key_gap, odd[1])
+        return self.gap(self.preconditioned(self.gradient(student, x, key, cond)), student, x, key, cond)
+
+    def settled(
+        self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any], count: int
+    ) -> "_Settled":
+        """The loss with its nu taken from the whole batch, in `count` parts: what is left is a mean over examples."""
+
+        def of_part(part, batch):
+            return part.gradient(student, batch[0], key, batch[1])
+
+        return _Settled(self, self.preconditioned(mean_over_parts(of_part, self, (x, cond), count, self.axis_name)))
+
+    def gap(
+        self, nu: PyTree[Any], student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any]
+    ) -> Float[Array, ""]:
+        """The loss's value on the batch's odd examples, for a given nu."""
+        draw = self.half(student, x, key, cond, odd=True)
         target, tangent = lax.stop_gradient(self._tangent(nu, draw))
         return jnp.mean(weights(self.weight, draw, target) * dot(target - draw.x, tangent))
 
-    def _nu(self, draw: Draw) -> PyTree[Any]:
+    def half(self, student, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any], *, odd: bool) -> Draw:
+        """The draw of the batch's odd examples, or of its even ones."""
+        check_batch(x, cond)
+        check_even(x)
+        check_key(key)
+        x, cond = jax.tree.map(itemgetter(slice(int(odd), None, 2)), (x, cond))
+        return halved(self.draws)(student, x, jax.random.split(key)[int(odd)], cond)
+
+    def gradient(self, student, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any]) -> PyTree[Any]:
+        """This device's own gradient of the teacher's loss, on the even examples."""
+        draw = lax.stop_gradient(self.half(student, x, key, cond, odd=False))
         moving, fixed = self._parameters()
 
         def error(moving):
             return weighted_error(self.weight, self.divergence, eqx.combine(moving, fixed), draw)
 
-        if self.axis_name is None:
-            return self.precond(jax.grad(error)(moving))
-        return self.precond(lax.pmean(jax.grad(error)(varying(moving, self.axis_name)), self.axis_name))
+        return jax.grad(error)(varying(moving, self.axis_name))
+
+    def preconditioned(self, gradient: PyTree[Any]) -> PyTree[Any]:
+        """Every device's gradient to nu: averaged over the axis, then Lambda."""
+        return by_pieces(self.precond)(averaged(gradient, self.axis_name))
 
     def _tangent(self, nu: PyTree[Any], draw: Draw) -> tuple[Float[Array, "n *x"], Float[Array, "n *x"]]:
         # Of the underlying denoiser, whose derivatives a straight-through one has: a difference would not know.
@@ -100,10 +124,25 @@ class _Instant(AbstractLoss):
         def predict(moving):
             return predictions(eqx.combine(moving, fixed), draw)
 
-        bare, tangent = self.tangent(predict, moving, underlying(nu))
+        bare, tangent = self.tangent(predict, *together(varying((moving, underlying(nu)), self.axis_name)))
         target = bare if underlying(self.teacher) is self.teacher else predictions(self.teacher, draw)
         _, tangent = jax.jvp(jax.vmap(self.divergence.dual), (target,), (tangent.astype(target.dtype),))
         return target, tangent
 
     def _parameters(self) -> tuple[PyTree[Any], PyTree[Any]]:
         return eqx.partition(self.teacher, self.filter_spec)
+
+
+class _Settled(eqx.Module):
+    """The instant loss for a given nu, part by part of its batch."""
+
+    loss: _Instant
+    nu: PyTree[Any]
+
+    def part(self, first: Int[Array, ""], total: int) -> "_Settled":
+        return _Settled(self.loss.part(first, total), self.nu)
+
+    def __call__(
+        self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
+    ) -> Float[Array, ""]:
+        return self.loss.gap(self.nu, student, x, key, cond)

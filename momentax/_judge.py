@@ -1,5 +1,6 @@
 """What a network says to a draw, and how that is weighed: what all losses are made of."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,15 +8,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ._denoiser import denoise
 from ._divergence import Divergence
-from ._rollout import Draw
+from ._rollout import Draw, within
+from ._shard import Axes, whole
 
 Model = Callable[..., Any]
 Loss = Callable[..., Float[Array, ""]]
 Draws = Callable[..., Draw]
+
+_IN_PIECES = ("teacher", "student", "aux", "precond")
 
 
 class AbstractLoss(eqx.Module):
@@ -24,8 +28,17 @@ class AbstractLoss(eqx.Module):
     draws: eqx.AbstractVar[Draws]
 
     @property
-    def axis_name(self) -> str | None:
+    def axis_name(self) -> Axes | None:
         return getattr(self.draws, "axis_name", None)
+
+    def part(self, first: Int[Array, ""], total: int) -> "AbstractLoss":
+        """The loss of some examples of a batch: of those from the `first` on, of `total`."""
+        return dataclasses.replace(self, draws=within(self.draws, first, total))
+
+    def in_pieces(self) -> "AbstractLoss":
+        """The loss whose arrays are in pieces: what is gathered only where it is used stays so."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in _IN_PIECES]
+        return dataclasses.replace(self, **{name: whole(getattr(self, name)) for name in fields})
 
 
 def predictions(model: Model, draw: Draw) -> Float[Array, "n *x"]:

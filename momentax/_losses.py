@@ -12,6 +12,7 @@ from ._divergence import Divergence, squared_error
 from ._judge import AbstractLoss, Draws, Loss, Model, dot, predictions, weighted_error, weights
 from ._rollout import Forward, Rollout, stratified
 from ._schedule import AbstractSchedule, KarrasSchedule
+from ._shard import Axes
 from ._weight import edm_weight
 
 
@@ -21,7 +22,7 @@ def denoising_loss(
     weight: Callable[..., Any] = edm_weight,
     times: Callable[..., Any] = stratified,
     divergence: Divergence = squared_error,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> Loss:
     r"""Trains a teacher: $E\,w(s)\,|x - g(z_s)|^2$ with $z_s \sim q(z_s | x)$, section 2.1 of Salimans et al. 2024.
 

@@ -11,6 +11,7 @@ from ._judge import Draws, Loss, Model
 from ._losses import aux_loss, student_loss
 from ._precondition import identity
 from ._rollout import Rollout, over
+from ._shard import Axes
 from ._weight import edm_weight
 
 
@@ -30,7 +31,7 @@ def moment_match(
     rollout: Draws = Rollout(),
     weight: Callable[..., Any] = edm_weight,
     divergence: Divergence = squared_error,
-    axis_name: str | None = None,
+    axis_name: Axes | None = None,
 ) -> Losses:
     """The losses of moment matching: alternating with an auxiliary (Algorithm 2), instant without (Algorithm 3).
 

@@ -10,6 +10,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._shard import cut, whole
+
 
 def identity(grads: PyTree[Any]) -> PyTree[Any]:
     r"""$\Lambda = I$: plain gradient descent as the teacher's optimiser."""
@@ -32,6 +34,13 @@ class Diagonal(eqx.Module):
                 " by `estimate_preconditioner` if it is guided or clipped"
             )
         return jax.tree.map(_scaled, grads, self.scale, is_leaf=_is_none)
+
+
+def by_pieces(precond: Callable[[PyTree[Any]], PyTree[Any]]) -> Callable[[PyTree[Any]], PyTree[Any]]:
+    """Lambda for gradients in pieces too: one that is not known to work element by element is given them whole."""
+    if precond is identity or isinstance(precond, Diagonal):
+        return precond
+    return lambda grads: cut(precond(whole(grads)), grads)
 
 
 def adam_preconditioner(opt_state: PyTree[Any], *, b2: float = 0.999, eps: float = 1e-8) -> Diagonal:

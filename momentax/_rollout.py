@@ -18,8 +18,16 @@ from ._contract import at_least_single, check_batch, check_key, check_steps
 from ._denoiser import denoise
 from ._process import conditional_posterior, marginal
 from ._schedule import AbstractSchedule, KarrasSchedule
+from ._shard import Axes
 
 Times = Callable[[PRNGKeyArray, Int[Array, ""], int, Any], Float[Array, ""]]
+
+
+class Part(NamedTuple):
+    """Which examples of a batch are drawn: those from the `first` on, of `total` on this device."""
+
+    first: Int[Array, ""]
+    total: int
 
 
 class Draw(NamedTuple):
@@ -53,15 +61,17 @@ class Forward(eqx.Module):
 
     Args:
         times: p(s) in the schedule's time, `(key, index, count, dtype) -> s`, for example `index` of `count`.
-        axis_name: the mesh axis (or `vmap` axis) that the batch is spread over.
+        axis_name: the mesh axis (or `vmap` axis), or several, that the batch is spread over.
+        part: which examples of the batch a call is given, where it is taken in parts; None is all.
     """
 
     schedule: AbstractSchedule = KarrasSchedule()
     times: Times = stratified
-    axis_name: str | None = eqx.field(default=None, static=True)
+    axis_name: Axes | None = eqx.field(default=None, static=True)
+    part: Part | None = None
 
     def __call__(self, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None) -> Draw:
-        return _per_example(self._draw, x, key, cond, self.axis_name)
+        return _per_example(self._draw, x, key, cond, self.axis_name, self.part)
 
     def _draw(self, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
         logsnr = self.schedule.logsnr(place.time(self.times, x.dtype))
@@ -79,14 +89,16 @@ class Rollout(eqx.Module):
         k: the number of steps that the student shall sample in.
         kernel: $q(z_s | z_t, \tilde x)$, any function of `conditional_posterior`'s type.
         times: p(s) in the schedule's time, `(key, index, count, dtype) -> s`, for example `index` of `count`.
-        axis_name: the mesh axis (or `vmap` axis) that the batch is spread over.
+        axis_name: the mesh axis (or `vmap` axis), or several, that the batch is spread over.
+        part: which examples of the batch a call is given, where it is taken in parts; None is all.
     """
 
     schedule: AbstractSchedule = KarrasSchedule()
     k: int = eqx.field(default=8, static=True)
     kernel: Callable[..., Any] = conditional_posterior
     times: Times = stratified
-    axis_name: str | None = eqx.field(default=None, static=True)
+    axis_name: Axes | None = eqx.field(default=None, static=True)
+    part: Part | None = None
 
     def __check_init__(self):
         check_steps(self.k)
@@ -97,7 +109,7 @@ class Rollout(eqx.Module):
         def draw(x, place, cond):
             return self._draw(student, x, place, cond)
 
-        return _per_example(draw, x, key, cond, self.axis_name)
+        return _per_example(draw, x, key, cond, self.axis_name, self.part)
 
     def _draw(self, student, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
         key_step, key_t, key_s = jax.random.split(place.key, 3)
@@ -111,9 +123,20 @@ class Rollout(eqx.Module):
         return Draw(x_tilde, lax.stop_gradient(z_s), logsnr_s, cond, key_judges)
 
 
-def over(draws: Any, axis_name: str | None) -> Any:
+def over(draws: Any, axis_name: Axes | None) -> Any:
     """The same draws, a dataclass with an `axis_name`, from a batch spread over an axis; None changes nothing."""
     return draws if axis_name is None else dataclasses.replace(draws, axis_name=axis_name)
+
+
+def within(draws: Any, first: Int[Array, ""], total: int) -> Any:
+    """The same draws of a part of their batch."""
+    return dataclasses.replace(draws, part=Part(first, total))
+
+
+def halved(draws: Any) -> Any:
+    """The same draws of every second example: of a part of the batch, it is one of half as many."""
+    part = getattr(draws, "part", None)
+    return draws if part is None else within(draws, part.first // 2, part.total // 2)
 
 
 class _Place(NamedTuple):
@@ -129,15 +152,16 @@ class _Place(NamedTuple):
         return times(self.shared, self.position, self.total, dtype)
 
 
-def _per_example(draw, x, key: PRNGKeyArray, cond: PyTree[Any], axis_name: str | None) -> Draw:
+def _per_example(draw, x, key: PRNGKeyArray, cond: PyTree[Any], axis_name: Axes | None, part: Part | None) -> Draw:
     check_batch(x, cond)
     check_key(key)
     shared, own, nets = jax.random.split(key, 3)
-    first, devices = (0, 1) if axis_name is None else (lax.axis_index(axis_name), lax.axis_size(axis_name))
+    device, devices = (0, 1) if axis_name is None else (lax.axis_index(axis_name), lax.axis_size(axis_name))
+    first, total = (0, x.shape[0]) if part is None else part
 
     def one(x, index, cond):
         key, net_key = (jax.random.fold_in(key, index) for key in (own, nets))
-        return draw(x, _Place(shared, key, net_key, index, devices * n), cond)
+        return draw(x, _Place(shared, key, net_key, index, devices * total), cond)
 
-    n = x.shape[0]
-    return jax.vmap(one)(at_least_single(x), first * n + jnp.arange(n, dtype=jnp.int32), cond)
+    places = device * total + first + jnp.arange(x.shape[0], dtype=jnp.int32)
+    return jax.vmap(one)(at_least_single(x), places, cond)

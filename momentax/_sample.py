@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._contract import check_key, check_steps
+from ._contract import check_key, check_shape, check_steps
 from ._denoiser import denoise
 from ._process import conditional_posterior
 from ._schedule import AbstractSchedule, KarrasSchedule
@@ -43,6 +43,7 @@ class _AncestralSampler(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...], cond: PyTree[Any] = None) -> Float[Array, "..."]:
         check_key(key)
+        check_shape(shape)
         key_noise, key_steps, key_nets = jax.random.split(key, 3)
 
         def step(state, i):

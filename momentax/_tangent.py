@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, PyTree
+
+from ._contract import at_least_single
+from ._shard import norm
 
 Tangent = Callable[[Callable[..., Any], PyTree[Any], PyTree[Any]], tuple[Any, Any]]
 
@@ -55,19 +57,15 @@ def central_difference(
         step: $h|\nu| / |\theta|$, the relative length of the step. The error is of the order of its square, and of
             the rounding over it.
     """
-    primals, tangents = (jax.tree.map(_at_least_single, tree) for tree in (primals, tangents))
-    length = optax.tree.norm(tangents)
-    h = step * optax.tree.norm(primals) / jnp.where(length > 0, length, 1)
+    primals, tangents = (jax.tree.map(at_least_single, tree) for tree in (primals, tangents))
+    length = norm(tangents)
+    h = step * norm(primals) / jnp.where(length > 0, length, 1)
     ahead, behind = (function(_moved(primals, h * sign, tangents)) for sign in (1, -1))
     return function(primals), jax.tree.map(lambda a, b: (a - b) / (2 * h).astype(a.dtype), ahead, behind)
 
 
 def _moved(primals: PyTree[Any], h: Float[Array, ""], tangents: PyTree[Any]) -> PyTree[Any]:
     return jax.tree.map(lambda primal, tangent: primal + h.astype(primal.dtype) * tangent, primals, tangents)
-
-
-def _at_least_single(leaf: Float[Array, "..."]) -> Float[Array, "..."]:
-    return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
 
 
 def _check_forward_mode(function: Callable[..., Any], primals: PyTree[Any], tangents: PyTree[Any]) -> None:

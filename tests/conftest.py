@@ -1,10 +1,10 @@
-"""Four host devices, 64-bit numbers, strict promotion, types checked as the library runs."""
+"""Eight host devices, 64-bit numbers, strict promotion, types checked as the library runs."""
 
 import importlib.util
 import os
 import pathlib
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import hypothesis
 import jax

@@ -1,11 +1,16 @@
 """The public boundary: every demand says what it needs, what it got and what to do."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
+from helpers import Tanh, linear
+from jax.sharding import AxisType
 
-from momentax._contract import at_least_single, check_batch, check_key, check_steps, check_within
+import momentax as mm
+from momentax._contract import at_least_single, check_batch, check_key, check_shape, check_steps, check_within
 
 SENTENCE = r"^needs .+; got .+; do .+"
 
@@ -70,6 +75,14 @@ def test_a_number_of_steps_is_a_positive_whole_number(k):
     check_steps(1)
 
 
+@pytest.mark.parametrize("shape", [3, None, "ab", (3.0,), (-1,), (2, 0), (None,), jnp.ones(2)])
+def test_the_shape_of_an_example_is_positive_whole_numbers(shape):
+    with pytest.raises(ValueError, match=SENTENCE):
+        check_shape(shape)
+    for right in [(), (3,), [3, 4], (np.int64(3), 1)]:
+        check_shape(right)
+
+
 @pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
 def test_a_number_outside_its_interval_is_an_error_that_names_it(value):
     with pytest.raises(ValueError, match=SENTENCE) as error:
@@ -90,3 +103,96 @@ def test_half_precision_is_carried_in_single_and_nothing_else_changes(given, car
     x = jnp.asarray([0.5, -1.25], given)
     assert at_least_single(x).dtype == carried
     np.testing.assert_array_equal(at_least_single(x).astype(float), x.astype(float))
+
+
+class Untouched(eqx.Module):
+    """A network that nothing may have come to: whatever is refused is refused before it is asked."""
+
+    def __call__(self, z, logsnr, cond=None):
+        raise AssertionError
+
+
+def data_parallel(model, x, key, cond=None):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def step(loss, model, opt_state, x, key, cond=None):
+        return mm.value_and_grad(loss, "data")(model, x, key, cond)
+
+    return mm.data_parallel(step, mesh)(mm.denoising_loss(axis_name="data"), model, None, x, key, cond)
+
+
+NET = Untouched()
+BOUNDARY = {
+    "denoising_loss": mm.denoising_loss(),
+    "student_loss": mm.student_loss(NET, NET),
+    "aux_loss": mm.aux_loss(NET, NET),
+    "instant": mm.instant(NET),
+    "Rollout": mm.Rollout(),
+    "Forward": lambda model, x, key, cond=None: mm.Forward()(x, key, cond),
+    "value_and_grad": mm.value_and_grad(mm.denoising_loss()),
+    "value_and_grad of instant": mm.value_and_grad(mm.instant(NET)),
+    "data_parallel": data_parallel,
+    "nonfinite_logsnr": lambda *args: mm.nonfinite_logsnr(mm.denoising_loss(), *args),
+    "ancestral_sampler": lambda model, x, key, cond=None: mm.ancestral_sampler(model)(key, (3,), cond),
+}
+BATCHED = [name for name in BOUNDARY if name != "ancestral_sampler"]
+X, COND, KEY = jnp.ones((8, 3)), jnp.ones((8, 2)), jax.random.key(0)
+NO_KEYS = [jax.random.PRNGKey(0), jnp.zeros(2, jnp.uint32), np.zeros(2, np.uint32), 0, 0.5, None, "0", X]
+NO_BATCHES = [
+    *(X.astype(dtype) for dtype in (jnp.int32, jnp.complex64, bool)),
+    *(np.empty((8, 3), dtype) for dtype in (object, np.uint8, "U1", "datetime64[s]")),
+    jax.random.split(KEY, 8),
+    [[1.0, 2.0]],
+    1.0,
+    None,
+]
+
+
+@pytest.fixture
+def _as_users_run_it(monkeypatch):
+    """Without the types checked, which would tell first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize("name", BOUNDARY)
+def test_what_is_no_key_is_refused_before_anything_is_asked(name):
+    for key in NO_KEYS:
+        with pytest.raises(TypeError, match=SENTENCE):
+            BOUNDARY[name](NET, X, key, COND)
+    with pytest.raises(ValueError, match=SENTENCE):
+        BOUNDARY[name](NET, X, jax.random.split(KEY, 8), COND)
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize("name", BATCHED)
+def test_what_is_no_batch_is_refused_before_anything_is_asked(name):
+    for x in NO_BATCHES:
+        with pytest.raises(TypeError, match=SENTENCE):
+            BOUNDARY[name](NET, x, KEY)
+    for x in (jnp.zeros((0, 3)), jnp.zeros(())):
+        with pytest.raises(ValueError, match=SENTENCE):
+            BOUNDARY[name](NET, x, KEY)
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize("name", BATCHED)
+def test_a_conditioning_that_is_not_the_batchs_is_refused_before_anything_is_asked(name):
+    for cond in (COND[:7], jnp.zeros(()), 1, "cat", {"label": COND, "text": COND[:4]}, [COND, 0.5]):
+        with pytest.raises(ValueError, match=SENTENCE):
+            BOUNDARY[name](NET, X, KEY, cond)
+
+
+@pytest.mark.parametrize("name", ["denoising_loss", "instant", "ancestral_sampler"])
+def test_the_same_key_gives_the_same_numbers_and_another_key_others(name):
+    """A key that is used twice is not seen: whoever hands one on takes care, by `jax.random.fold_in`."""
+    teacher, student = (Tanh(linear(jax.random.key(i))) for i in range(2))
+    functions = {
+        "denoising_loss": mm.denoising_loss(),
+        "instant": mm.instant(teacher),
+        "ancestral_sampler": lambda model, x, key: mm.ancestral_sampler(model)(key, (3,)),
+    }
+    function = eqx.filter_jit(functions[name])
+    first, again, other = (np.asarray(function(student, X, jax.random.key(seed))) for seed in (3, 3, 4))
+    assert first.tobytes() == again.tobytes()
+    assert np.all(first != other)

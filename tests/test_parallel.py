@@ -27,6 +27,7 @@ LOSSES = {
     "instant": lambda axis: mm.instant(TEACHER, PRECOND, axis_name=axis),
     "instant, dropping out": lambda axis: mm.instant(Dropping(TEACHER), axis_name=axis),
     "instant, by a difference": lambda axis: mm.instant(TEACHER, tangent=mm.central_difference, axis_name=axis),
+    "instant, in reverse": lambda axis: mm.instant(TEACHER, tangent=mm.reverse_mode, axis_name=axis),
 }
 
 
