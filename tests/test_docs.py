@@ -14,7 +14,7 @@ import momentax
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 PUBLIC = re.findall(r"import \w+ as (\w+)", pathlib.Path(momentax.__file__).read_text())
-MODULES = ["momentax", "momentax.interop", "momentax.nn", "momentax.metrics"]
+MODULES = ["momentax", "momentax.checkpoint", "momentax.interop", "momentax.nn", "momentax.metrics"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -108,7 +108,7 @@ def test_a_number_of_micro_batches_that_is_none_is_an_error(count):
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match="divides into 5 micro-batches on each device; got 24 .* do take 20"):
+    with pytest.raises(ValueError, match=r"divides into 5 micro-batches on each device; got 24 .* do take 20"):
         gradient(mm.denoising_loss(), count=5)(STUDENT, X, KEY)
     with pytest.raises(ValueError, match="needs an even batch"):
         gradient(mm.instant(TEACHER), count=8)(STUDENT, X, KEY)

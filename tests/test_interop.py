@@ -102,6 +102,18 @@ def test_what_is_no_array_is_kept_from_like(path):
     assert (back["rate"], back["name"], back["none"]) == (0.25, "b", None)
 
 
+def test_what_is_sharded_comes_back_sharded(path):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jnp.arange(8.0)
+    save_safetensors(path, {"x": x})
+    for like in (jax.device_put(x, placed), jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)):
+        loaded = load_safetensors(path, {"x": like})["x"]
+        assert loaded.sharding == placed
+        np.testing.assert_array_equal(loaded, x)
+    assert not load_safetensors(path, {"x": x})["x"].committed
+
+
 def test_a_bare_array_is_a_pytree_too(path):
     save_safetensors(path, jnp.arange(3.0))
     np.testing.assert_array_equal(load_safetensors(path, jnp.zeros(3)), np.arange(3.0))

@@ -58,7 +58,8 @@ def load_safetensors(path: str | os.PathLike[str], like: Tree) -> Tree:
 
     Args:
         like: its arrays say which names, shapes and dtypes are expected; they may be `jax.ShapeDtypeStruct`s, as of
-            `eqx.filter_eval_shape`. Where it has a NumPy array, so has the result.
+            `eqx.filter_eval_shape`. Where it has a NumPy array, so has the result; where it has one that is placed
+            or sharded, the result is placed alike.
 
     Raises:
         ValueError: before anything is read into an array: for a file that is not whole or not safetensors, and for
@@ -140,7 +141,10 @@ def _known(path: Path, name: str, dtype: str) -> str:
 
 
 def _like(array: Shaped[np.ndarray, "..."], leaf: Any) -> Any:
-    return array if isinstance(leaf, np.ndarray | np.generic) else jnp.asarray(array)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return array
+    placed = getattr(leaf, "committed", True) and getattr(leaf, "sharding", None)
+    return jax.device_put(array, placed) if placed else jnp.asarray(array)
 
 
 @contextmanager
