@@ -6,9 +6,11 @@ takes the teacher of a finished run (`make distill`), distils it anew for each r
 prints one table: the Frechet distance to the data, on pixels, of the student and of the teacher in as many steps.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,10 +18,13 @@ import jax
 from momentax.recipes._data import load
 from momentax.recipes._evaluation import distances, draw
 from momentax.recipes._folder import Folder
+from momentax.recipes._journal import Journal
+from momentax.recipes._phases import distillation
+from momentax.recipes._presets import resolved
 from momentax.recipes._report import versions
-from momentax.recipes._settings import Distill, resolved
+from momentax.recipes._settings import Distill
 from momentax.recipes._teacher import network
-from momentax.recipes._training import distill
+from momentax.recipes._training import train
 
 VARIANTS = [
     {},
@@ -45,7 +50,10 @@ def main(source: str, target: str) -> None:
     print(f"{'changed':<40}{'student':>9}{'teacher':>9}")
     for variant in VARIANTS:
         config = resolved(dataclasses.replace(Distill(updates=3000), **variant), dataset)
-        student, _ = distill(config, dataset, teacher, jax.random.key(config.seed))
+        phase = distillation(config, dataset, teacher, jax.random.key(config.seed))
+        with tempfile.TemporaryDirectory() as place, contextlib.closing(phase.examples):
+            state = train(phase, Journal(Folder(Path(place)), phase.name, 0, {}), config.updates)
+        student = state.players["student"].model
         row = {"changed": variant}
         for name, model, kernel in [("student", student, config.kernel), ("teacher", teacher, "posterior")]:
             samples = draw(model, config.k, config.schedule, kernel, dataset, config.samples, config.seed)

@@ -13,12 +13,13 @@ from pathlib import Path
 import jax
 
 import momentax as mm
+from momentax.recipes._batches import batches
 from momentax.recipes._data import load
 from momentax.recipes._evaluation import distances, draw
 from momentax.recipes._folder import Folder
 from momentax.recipes._report import versions
+from momentax.recipes._state import player, updating
 from momentax.recipes._teacher import network
-from momentax.recipes._training import batches, initial_state, updating
 
 UPDATES, BATCH = 2000, 1024
 SETTINGS = {"estimated": True, "b1": 0.9, "weight": "flat", "learning_rate": 1e-4}
@@ -39,11 +40,12 @@ def distilled(dataset, teacher, *, estimated, b1, weight, learning_rate):
     precond = mm.estimate_preconditioner(loss, teacher, hundred, key) if estimated else mm.identity
     instant = mm.instant(teacher, precond, rollout=mm.Rollout(schedule), weight=WEIGHTS[weight])
     optimizer = mm.paper_optimizer(learning_rate, UPDATES, warmup=100, b1=b1)
-    student, state, update = teacher, initial_state(optimizer, teacher), updating(optimizer)
+    student, update = player(teacher, optimizer), updating(optimizer)
     for n in range(UPDATES):
         x, cond = next(examples)
-        student, state, _ = update(instant, student, state, x, jax.random.fold_in(key, n), cond)
-    return student
+        student, _ = update(instant, student, x, jax.random.fold_in(key, n), cond)
+    examples.close()
+    return student.model
 
 
 def main(source: str, target: str) -> None:

@@ -1,32 +1,26 @@
 """The command line, as a stranger uses it: a whole run on real data, and everything that can be asked wrongly."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from typing import Any, cast
 
+import jax
 import numpy as np
 import pytest
+from commands import momentax, stopped, told
 
+from momentax import checkpoint
 from momentax.recipes._data import load
 from momentax.recipes._folder import Folder
 from momentax.recipes._plots import plot_samples
-from momentax.recipes._settings import Distill, resolved
+from momentax.recipes._presets import resolved
+from momentax.recipes._settings import Distill
 from momentax.recipes._teacher import start
 
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
-
-
-def momentax(*arguments, cwd, seconds=240):
-    command = [sys.executable, "-c", "from momentax.recipes import main; main()", *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +32,18 @@ def finished(tmp_path_factory):
     return root / "run"
 
 
+def copied(finished, folder):
+    """A folder that has the teacher and nothing else."""
+    folder.mkdir()
+    for name in ("teacher.eqx", "teacher.json"):
+        (folder / name).write_bytes((finished / name).read_bytes())
+    return folder
+
+
 def test_a_run_leaves_report_pictures_and_weights(finished):
     report = json.loads((finished / "report.json").read_text())
     assert {"configuration", "seed", "versions", "figures", "features", "data", "teacher", "losses"} <= set(report)
+    assert report["skipped_updates"] == {"teacher": 0, "auxiliary": 0, "student": 0}
     assert report["configuration"]["weight"] is not None
     assert set(report["figures"]["teacher"]) == {"8", "16", "64", "256"}
     assert set(report["figures"]["student"]) == {"8"}
@@ -48,7 +51,21 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     for picture in ("samples.png", "curves.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
     names = {path.name for path in finished.iterdir()}
-    assert names == {"report.json", "samples.png", "curves.png", "teacher.eqx", "teacher.json", "student.eqx"}
+    weights = {"teacher.eqx", "teacher.json", "student.eqx"}
+    assert names == weights | {"report.json", "samples.png", "curves.png", "losses.jsonl"}
+
+
+def test_every_loss_is_on_record_and_the_report_is_of_these(finished):
+    lines = checkpoint.read_losses(finished)
+    assert [n for n, _ in lines] == list(range(46))
+    assert [list(values) for _, values in lines] == [["teacher"]] * 40 + [["auxiliary"], ["student"]] * 3
+    losses = json.loads((finished / "report.json").read_text())["losses"]
+    assert losses["teacher"]["first_tenth"] == np.mean([values["teacher"] for _, values in lines[:4]])
+    assert losses["student"] == {
+        "updates": 3,
+        "first_tenth": lines[41][1]["student"],
+        "last_tenth": lines[45][1]["student"],
+    }
 
 
 def test_the_same_command_shows_the_report_and_another_one_is_refused(finished):
@@ -56,22 +73,21 @@ def test_the_same_command_shows_the_report_and_another_one_is_refused(finished):
     again = momentax("distill", "--output", finished, *SHORT, cwd=finished)
     assert again.returncode == 0
     assert "finished" in again.stdout
-    other = momentax("distill", "--output", finished, *SHORT, "--k", "4", cwd=finished)
-    assert other.returncode == 1
-    assert "--k 8 -> 4" in other.stderr
-    assert "--overwrite" in other.stderr
+    other = told("distill", "--output", finished, *SHORT, "--k", "4")
+    assert "--k 8 -> 4" in other
+    assert "--overwrite" in other
     assert before == {path.name: path.read_bytes() for path in finished.iterdir()}
 
 
 def test_a_teacher_in_the_folder_is_taken_and_instant_works(finished, tmp_path):
-    for name in ("teacher.eqx", "teacher.json"):
-        (tmp_path / name).write_bytes((finished / name).read_bytes())
-    result = momentax("distill", "--output", ".", *SHORT[2:], "--algorithm", "instant", "--k", "2", cwd=tmp_path)
+    folder = copied(finished, tmp_path / "run")
+    arguments = ["--output", "run", *SHORT[2:], "--algorithm", "instant", "--k", "2"]
+    result = momentax("distill", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert "teacher" not in report["losses"]
     assert report["configuration"]["teacher_updates"] == 40
-    assert (tmp_path / "teacher.eqx").read_bytes() == (finished / "teacher.eqx").read_bytes()
+    assert (folder / "teacher.eqx").read_bytes() == (finished / "teacher.eqx").read_bytes()
 
 
 def test_samples_are_drawn_again_alike_and_evaluated(finished):
@@ -161,11 +177,8 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(name, tm
 
 
 def test_another_teacher_in_the_folder_is_refused(finished, tmp_path):
-    for name in ("teacher.eqx", "teacher.json"):
-        (tmp_path / name).write_bytes((finished / name).read_bytes())
-    result = momentax("distill", "--teacher", PIPELINE, "--output", ".", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "needs a folder without a teacher" in result.stderr
+    folder = copied(finished, tmp_path / "run")
+    assert "needs a folder without a teacher" in told("distill", "--teacher", PIPELINE, "--output", folder)
 
 
 WRONG = {
@@ -184,61 +197,124 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_asked_wrongly_is_told_in_a_line_before_anything_is_written(name, tmp_path):
+def test_what_is_asked_wrongly_is_told_in_a_line_before_anything_is_written(name, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "plain.npz", x=rng.integers(0, 256, (20, 8, 8, 1), np.uint8))
     np.savez(tmp_path / "odd.npz", x=rng.integers(0, 256, (20, 10, 9, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     arguments, words = WRONG[name]
-    result = momentax("distill", *arguments, cwd=tmp_path)
-    assert result.returncode != 0
-    assert words in result.stderr + result.stdout
-    assert "Traceback" not in result.stderr
+    assert words in told("distill", *arguments)
     assert {path.name for path in tmp_path.iterdir()} == {"plain.npz", "odd.npz"}
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_a_folder_without_a_run_is_told(command, tmp_path):
-    result = momentax(command, "--output", "nothing", cwd=tmp_path)
-    assert result.returncode == 1
-    assert "do run `momentax distill --output nothing` first" in result.stderr
+    nothing = tmp_path / "nothing"
+    assert f"do run `momentax distill --output {nothing}` first" in told(command, "--output", nothing)
 
 
-def test_a_teacher_of_other_data_is_refused(finished, tmp_path):
-    for name in ("teacher.eqx", "teacher.json"):
-        (tmp_path / name).write_bytes((finished / name).read_bytes())
-    np.savez(tmp_path / "own.npz", x=np.zeros((20, 8, 8, 1), np.uint8))
-    result = momentax("distill", "--data", "own.npz", "--output", ".", cwd=tmp_path)
+def test_an_error_is_one_line_and_a_status(tmp_path):
+    result = momentax("distill", "--k", "0", cwd=tmp_path)
     assert result.returncode == 1
-    assert "needs the teacher in . to fit" in result.stderr
-    longer = momentax("distill", "--teacher-updates", "41", "--output", ".", cwd=tmp_path)
-    assert "teacher_updates 41; got 40" in longer.stderr
+    assert result.stderr == "momentax: needs --k > 0; got 0; do give a positive number\n"
+
+
+def test_a_teacher_of_other_data_is_refused(finished, tmp_path, monkeypatch):
+    folder = copied(finished, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", x=np.zeros((20, 8, 8, 1), np.uint8))
+    assert f"needs the teacher in {folder} to fit" in told("distill", "--data", "own.npz", "--output", folder)
+    assert "teacher_updates 41; got 40" in told("distill", "--teacher-updates", "41", "--output", folder)
 
 
 def test_damaged_weights_are_refused(finished, tmp_path):
     for name in ("teacher.json", "report.json"):
         (tmp_path / name).write_bytes((finished / name).read_bytes())
     (tmp_path / "student.eqx").write_bytes((finished / "student.eqx").read_bytes()[:1000])
-    result = momentax("sample", "--output", ".", cwd=tmp_path)
+    assert "needs whole weights" in told("sample", "--output", tmp_path)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_signal_ends_cleanly_and_says_how_to_go_on(number, status, finished, tmp_path):
+    """While it compiles, and while it trains."""
+    folder = copied(finished, tmp_path / "run")
+    begun = folder / ("run.json" if number == signal.SIGINT else "losses.jsonl")
+    returned, _, error = stopped(number, begun.is_file, "distill", "--output", "run", cwd=tmp_path)
+    assert returned == status
+    kept = ["checkpoints", "losses.jsonl", "run.json", "teacher.eqx", "teacher.json"]
+    assert f"interrupted; run keeps {', '.join(kept)}; do go on with: momentax distill --resume --output run" in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
+def test_a_killed_distillation_goes_on_as_if_it_never_was(finished, tmp_path):
+    """By the same command, to the same bits."""
+    folder = copied(finished, tmp_path / "run")
+    command = ["distill", "--output", "run", *SHORT, "--checkpoint-every", "2"]
+    saved = folder / "checkpoints" / "distillation"
+    returned, _, _ = stopped(signal.SIGKILL, lambda: any(saved.glob("[0-9]*")), *command, cwd=tmp_path)
+    assert returned == -signal.SIGKILL
+    again = momentax(*command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "going on with the unfinished run in run" in again.stdout
+    assert (folder / "student.eqx").read_bytes() == (finished / "student.eqx").read_bytes()
+    assert checkpoint.read_losses(folder) == checkpoint.read_losses(finished)[40:]
+    ours, theirs = (json.loads((path / "report.json").read_text())["figures"] for path in (folder, finished))
+    assert ours == theirs
+    assert {path.name for path in folder.iterdir()} == {path.name for path in finished.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["alternating", "instant"])
+def test_a_run_that_is_killed_and_stopped_again_and_again_comes_to_the_same_bits(algorithm, tmp_path):
+    """In the teacher and in the distillation, with and without --resume."""
+    command = [*SHORT, "--algorithm", algorithm, "--checkpoint-every", "3"]
+    whole = momentax("distill", "--output", "whole", *command, cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    saved = tmp_path / "run" / "checkpoints"
+    stops = [
+        ("teacher/3", command),
+        ("teacher/9", ["--resume"]),
+        ("distillation/3", command),
+        ("distillation/6", ["--resume"]),
+    ]
+    for place, arguments in stops:
+        number = signal.SIGTERM if place == "teacher/9" else signal.SIGKILL
+        stopped(number, (saved / place).is_dir, "distill", "--output", "run", *arguments, cwd=tmp_path)
+    again = momentax("distill", "--output", "run", *command, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for name in ("teacher.eqx", "student.eqx", "losses.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_far_too_high_stops_with_the_log_snrs(finished, tmp_path):
+    folder = copied(finished, tmp_path / "run")
+    command = ["--updates", "100", "--batch", "16", "--learning-rate", "1e30"]
+    result = momentax("distill", "--output", "run", *command, cwd=tmp_path)
     assert result.returncode == 1
-    assert "needs whole weights" in result.stderr
+    assert re.search(
+        r"got 1\d updates of the \w+ in a row that were not, .* at log-SNRs [-\d.]+ to [-\d.]+; do", result.stderr
+    )
+    assert (folder / "checkpoints" / "distillation").is_dir()
 
 
-@pytest.mark.parametrize("seconds", [0.5, 6, 20])
-def test_an_interrupt_ends_cleanly_and_keeps_what_was_written(seconds, finished, tmp_path):
-    """While it compiles and while it trains."""
-    for name in ("teacher.eqx", "teacher.json"):
-        (tmp_path / name).write_bytes((finished / name).read_bytes())
-    command = [sys.executable, "-c", "from momentax.recipes import main; main()", "distill", "--output", "."]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert "the teacher of" in process.stdout.readline()
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "interrupted; . keeps teacher.eqx, teacher.json" in told
-    assert "Traceback" not in told
-    assert {path.name for path in tmp_path.iterdir()} == {"teacher.eqx", "teacher.json"}
+@pytest.mark.slow
+def test_all_devices_train_and_another_number_goes_on(finished, tmp_path):
+    folder = copied(finished, tmp_path / "run")
+    command = ["distill", "--output", "run", *SHORT]
+    odd = momentax(*command[:3], "--batch", "18", cwd=tmp_path, devices=4)
+    assert "needs a --batch that divides by 4: 4 devices" in odd.stderr
+    assert not (folder / "run.json").exists()
+    saved = folder / "checkpoints" / "distillation"
+    stopped(signal.SIGKILL, lambda: any(saved.glob("[0-9]*")), *command, "--checkpoint-every", "2", cwd=tmp_path)
+    again = momentax("distill", "--output", "run", "--resume", cwd=tmp_path, devices=4)
+    assert again.returncode == 0, again.stderr
+    report = json.loads((folder / "report.json").read_text())
+    assert report["device"].endswith("4 of them")
+    theirs = json.loads((finished / "report.json").read_text())["figures"]["student"]["8"]["frechet_distance"]
+    np.testing.assert_allclose(report["figures"]["student"]["8"]["frechet_distance"], theirs, rtol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

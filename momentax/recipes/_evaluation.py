@@ -1,5 +1,6 @@
 """How good the samples are: the same draws, features and distances for teacher and student."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -22,13 +23,17 @@ def draw(
     denoiser: Any, steps: int, schedule: str, kernel: str, dataset: Dataset, samples: int, seed: int
 ) -> Float[np.ndarray, "n c h w"]:
     """Samples in [-1, 1], of labels drawn as the data has them; sample i depends on seed and i alone."""
-    sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=KERNELS[kernel])
-    labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
-    chunks = []
-    for start in parts(range(0, samples, _CHUNK), f"{samples} samples in {steps} steps"):
-        chunk = _draw_chunk(sampler, keys[start : start + _CHUNK], _slice(labels, start), dataset.x.shape[1:])
-        chunks.append(np.asarray(chunk))
-    return np.clip(np.concatenate(chunks), -1, 1)
+    chunk = _chunks(denoiser, steps, schedule, kernel, dataset, samples, seed)
+    starts = parts(range(0, samples, _CHUNK), f"{samples} samples in {steps} steps")
+    return np.clip(np.concatenate([chunk(start) for start in starts]), -1, 1)
+
+
+def distance(config: Run, dataset: Dataset, student: Any) -> float:
+    """The Frechet distance that the report has of a student, without a bar and without heed of signals."""
+    told = (config.k, config.schedule, config.kernel, dataset, config.samples, config.seed)
+    chunk = _chunks(student, *told)
+    samples = np.concatenate([chunk(start) for start in range(0, config.samples, _CHUNK)])
+    return mm.metrics.frechet_distance(*_features(np.clip(samples, -1, 1), dataset))
 
 
 def labels_like(dataset: Dataset, samples: int, seed: int) -> Int[np.ndarray, " n"] | None:
@@ -40,7 +45,7 @@ def labels_like(dataset: Dataset, samples: int, seed: int) -> Int[np.ndarray, " 
 
 def distances(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> dict[str, float]:
     """Distances of n samples to the first 4n images of the data, on pixels; precision and recall of 5,000 at most."""
-    ours, data = (images.reshape(len(images), -1) for images in (samples, dataset.x[: 4 * len(samples)]))
+    ours, data = _features(samples, dataset)
     near = mm.metrics.precision_recall(data[:5000], ours[:5000])
     return {
         "frechet_distance": mm.metrics.frechet_distance(ours, data),
@@ -64,8 +69,22 @@ def evaluate(
     return figures, drawn
 
 
-def _slice(labels: Int[np.ndarray, " n"] | None, start: int) -> Int[Array, " m"] | None:
-    return None if labels is None else jnp.asarray(labels[start : start + _CHUNK])
+def _features(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> tuple[Any, Any]:
+    return samples.reshape(len(samples), -1), dataset.x[: 4 * len(samples)].reshape(-1, dataset.x[0].size)
+
+
+def _chunks(
+    denoiser: Any, steps: int, schedule: str, kernel: str, dataset: Dataset, samples: int, seed: int
+) -> Callable[[int], Float[np.ndarray, "m c h w"]]:
+    sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=KERNELS[kernel])
+    labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
+
+    def chunk(start: int) -> Float[np.ndarray, "m c h w"]:
+        own = slice(start, start + _CHUNK)
+        label = None if labels is None else jnp.asarray(labels[own])
+        return np.asarray(_draw_chunk(sampler, keys[own], label, dataset.x.shape[1:]))
+
+    return chunk
 
 
 @eqx.filter_jit

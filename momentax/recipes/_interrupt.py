@@ -1,34 +1,45 @@
-"""Ctrl-C, taken between two updates: never inside a compiled program or the compiler, which do not survive it."""
+"""Ctrl-C and SIGTERM, taken between two updates: never inside a compiled program or the compiler."""
 
 import contextlib
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from types import FrameType
 
-_asked = threading.Event()
+_asked: list[int] = []
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as whoever runs the machine sends it: the exit status is 143."""
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a first interrupt waits for `raise_if_asked`; a second one does not wait."""
-    _asked.clear()
-    previous = signal.signal(signal.SIGINT, _ask)
+    """Inside, a signal waits for `raise_if_asked`; a second Ctrl-C does not wait."""
+    previous = {number: signal.signal(number, _ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _asked.clear()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def asked() -> bool:
+    """Whether a signal waits."""
+    return bool(_asked)
 
 
 def raise_if_asked() -> None:
     """Raises the interrupt that waits, if one does."""
-    if _asked.is_set():
-        raise KeyboardInterrupt
+    if _asked:
+        raise Terminated if signal.SIGTERM in _asked else KeyboardInterrupt
 
 
 def _ask(signum: int, frame: FrameType | None) -> None:
-    if _asked.is_set():
+    if signal.SIGINT in _asked and signum == signal.SIGINT:
         raise KeyboardInterrupt
-    print("\nmomentax: stopping after this update; once more to stop at once", file=sys.stderr, flush=True)
-    _asked.set()
+    if not _asked:
+        more = "; once more to stop at once" if signum == signal.SIGINT else ""
+        print(f"\nmomentax: stopping after this update{more}", file=sys.stderr, flush=True)
+    _asked.append(signum)

@@ -24,14 +24,23 @@ def plot_samples(folder: Folder, name: str, rows: dict[str, Float[np.ndarray, "n
     _save(figure, folder, name)
 
 
-def plot_curves(folder: Folder, curves: dict[str, list[float]]) -> None:
-    """`curves.png`: each loss by update on a log axis, as it is and smoothed; what is not positive has no place."""
-    figure = require("matplotlib.figure").Figure(figsize=(4.2 * len(curves), 3.2), dpi=100, layout="constrained")
-    for axis, (name, values) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+def plot_curves(folder: Folder, curves: dict[str, list[float]], distances: dict[int, float]) -> None:
+    """`curves.png`: each loss by update, and the student's distance where it was measured, on log axes.
+
+    A loss is shown as it is and smoothed; what is not positive has no place.
+    """
+    panels = len(curves) + bool(distances)
+    figure = require("matplotlib.figure").Figure(figsize=(4.2 * panels, 3.2), dpi=100, layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    if distances:
+        axes[-1].plot(list(distances), list(distances.values()), color="C0", linewidth=1.2, marker=".")
+        axes[-1].set(title="Frechet distance of the student", xlabel="updates", yscale="log")
+    for axis, (name, values) in zip(axes, curves.items(), strict=False):
         smooth = _smoothed(np.asarray(values))
         axis.plot(np.where(np.asarray(values) > 0, values, np.nan), color="0.8", linewidth=0.5)
         axis.plot(np.where(smooth > 0, smooth, np.nan), color="C0", linewidth=1.2)
         axis.set(title=f"loss of the {name}", xlabel="its updates", yscale="log")
+    for axis in axes:
         axis.grid(visible=True, which="both", alpha=0.2)
     _save(figure, folder, "curves.png")
 

@@ -1,10 +1,8 @@
-"""A progress bar with rate, losses and remaining time, and the curves behind it."""
+"""A progress bar with rate, losses and remaining time."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from ._formats import require
 from ._interrupt import raise_if_asked
@@ -20,40 +18,22 @@ def parts(starts: range, title: str) -> Iterator[int]:
 
 
 class Progress:
-    """Iterates over updates, and keeps every loss that is recorded on the way, by name."""
+    """Iterates over the updates from a first one on."""
 
-    def __init__(self, title: str, updates: int):
-        self._bar = _bar(total=updates, desc=title, unit=" updates")
-        self._recorded: dict[str, list[Any]] = {}
+    def __init__(self, title: str, first: int, updates: int):
+        self._first = first
+        self._bar = _bar(total=updates, initial=first, desc=title, unit=" updates")
 
     def __iter__(self) -> Iterator[int]:
         with self._bar as bar:
-            for n in range(bar.total):
+            for n in range(self._first, bar.total):
                 yield n
-                if n % 20 == 19 or n == bar.total - 1:
-                    self._show()
-                raise_if_asked()
                 bar.update()
 
-    def record(self, **losses: Any) -> None:
-        """The losses of this update, still on their device."""
-        for name, value in losses.items():
-            self._recorded.setdefault(name, []).append(value)
-
-    @property
-    def losses(self) -> dict[str, list[float]]:
-        """Every loss by name, in the order of the updates."""
-        return {name: [float(value) for value in values] for name, values in self._recorded.items()}
-
-    def _show(self) -> None:
-        recent = {name: float(np.mean([float(value) for value in v[-20:]])) for name, v in self._recorded.items()}
-        for name, value in recent.items():
-            if not np.isfinite(value):
-                raise FloatingPointError(
-                    f"needs finite losses; got {value} from {name} by update {self._bar.n + 1};"
-                    " do lower --learning-rate, or look for bad values in the data"
-                )
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in recent.items()}, refresh=False)
+    def show(self, losses: Mapping[str, float], skipped: int) -> None:
+        """Losses beside the bar, and how many updates were skipped if any was."""
+        counted = {"skipped": str(skipped)} if skipped else {}
+        self._bar.set_postfix({name: f"{value:.3g}" for name, value in losses.items()} | counted, refresh=False)
 
 
 def _bar(**options: Any) -> Any:

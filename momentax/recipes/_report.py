@@ -26,6 +26,8 @@ def report(
     teacher: dict[str, Any],
     figures: dict[str, Any],
     curves: dict[str, list[float]],
+    distances: dict[int, float],
+    skipped: dict[str, int],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Plain values: command, configuration, seed, versions, data, figures, losses, times."""
@@ -46,6 +48,8 @@ def report(
         "features": f"{FEATURES}, {dataset.x[0].size} numbers in [-1, 1]",
         "figures": figures,
         "losses": {name: _ends(values) for name, values in curves.items()},
+        "skipped_updates": skipped,
+        **_judged(distances),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
 
@@ -67,6 +71,14 @@ def table(written: dict[str, Any]) -> str:
                 f"{model:<10}{steps:>6}{row['frechet_distance']:>10.3f}{row['precision']:>11.3f}{row['recall']:>8.3f}"
             )
     return "\n".join(lines)
+
+
+def _judged(distances: dict[int, float]) -> dict[str, Any]:
+    """The student's distances on the way, by updates, and what is in `student-best.eqx`; nothing without any."""
+    if not distances:
+        return {}
+    best = min(distances, key=lambda updates: distances[updates])
+    return {"distances": distances, "best": {"updates": best, "frechet_distance": distances[best]}}
 
 
 def _ends(values: list[float]) -> dict[str, float]:

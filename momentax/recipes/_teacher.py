@@ -1,24 +1,20 @@
-"""The teacher: the one that the output folder holds, or one trained on the data."""
+"""The teacher: the one that the output folder holds, or is given, or an untrained one for the data."""
 
 import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 import momentax as mm
 
 from ._data import Dataset
 from ._folder import Folder
 from ._imported import as_taught, checksum, read_teacher, teacher_files
-from ._progress import Progress
-from ._settings import PRESETS, Distill, Run, network_kind
-from ._training import Curves, batches, initial_state, updating
+from ._presets import network_kind
+from ._settings import Distill, Run
 
 
 class Start(NamedTuple):
@@ -105,27 +101,6 @@ def network(dataset: Dataset, key: PRNGKeyArray) -> mm.Denoiser:
     return mm.Denoiser(mm.nn.UViT(shape[0], depth=4, patch=2, num_classes=classes, key=key))
 
 
-def train_teacher(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:
-    """A teacher: unweighted loss on v under the cosine schedule, Adam, cosine decay, moving average of its weights.
-
-    A tenth of the labels is hidden, for guidance.
-    """
-    preset, updates = PRESETS[network_kind(dataset.x.shape[1:])], config.teacher_updates
-    rate = optax.warmup_cosine_decay_schedule(0, preset.teacher_learning_rate, min(200, updates // 10), updates)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
-    average, state, update = teacher, initial_state(optimizer, teacher), updating(optimizer)
-    loss = mm.denoising_loss(schedule=mm.CosineSchedule(), weight=mm.v_weight)
-    examples = batches(dataset, preset.teacher_batch, config.seed, hidden=0.1)
-    progress = Progress("teacher", updates)
-    for n in progress:
-        x, cond = next(examples)
-        teacher, state, value = update(loss, teacher, state, x, jax.random.fold_in(key, n), cond)
-        average = _moving_average(average, teacher, jnp.float32(min(0.999, (1 + n) / (10 + n))))
-        progress.record(teacher=value)
-    return average, progress.losses
-
-
-@eqx.filter_jit
-def _moving_average(average: Any, model: Any, decay: Float[Array, ""]) -> Any:
-    moving, fixed = eqx.partition(average, eqx.is_inexact_array)
-    return eqx.combine(optax.incremental_update(eqx.filter(model, eqx.is_inexact_array), moving, 1 - decay), fixed)
+def guide(config: Run, dataset: Dataset, teacher: Any) -> Any:
+    """The teacher as it is matched and sampled: with guidance, where there is any; no class is the one after all."""
+    return mm.guided(teacher, config.guidance, jnp.asarray(dataset.num_classes)) if config.guidance else teacher

@@ -1,107 +1,119 @@
-"""Training: one update for every player, batches, and the loops of the two algorithms."""
+"""The one loop that trains: every phase, on all devices, from where it was left."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.sharding import Mesh
 
 import momentax as mm
 
-from ._data import Dataset
+from ._batches import Batch
+from ._devices import AXIS, mesh_for, on_each, on_one, spread
+from ._interrupt import asked, raise_if_asked
+from ._journal import Journal
+from ._phases import Phase
 from ._progress import Progress
-from ._settings import KERNELS, SCHEDULES, TANGENTS, WEIGHTS, Run
+from ._state import State, averaged, updating
 
-Curves = dict[str, list[float]]
-
-
-def distill(config: Run, dataset: Dataset, teacher: Any, key: PRNGKeyArray) -> tuple[mm.Denoiser, Curves]:
-    """A student of the teacher, by the configured algorithm, from the teacher's own weights."""
-    rollout = mm.Rollout(SCHEDULES[config.schedule](), config.k, KERNELS[config.kernel])
-    settings = {"rollout": rollout, "weight": WEIGHTS[config.weight]}
-    examples = batches(dataset, config.batch, config.seed + 1, hidden=0.0)
-    run = _alternating if config.algorithm == "alternating" else _instant
-    return run(config, settings, guide(config, dataset, teacher), teacher, examples, key)
+PATIENCE = 10
+_LOOK = 10
 
 
-def guide(config: Run, dataset: Dataset, teacher: Any) -> Any:
-    """The teacher as it is matched and sampled: with guidance, where there is any; no class is the one after all."""
-    return mm.guided(teacher, config.guidance, jnp.asarray(dataset.num_classes)) if config.guidance else teacher
+class Trial(NamedTuple):
+    """How the student is judged on the way: after every so many updates, by a distance."""
+
+    every: int
+    distance: Callable[[Any], float]
 
 
-def _alternating(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
-    turns = -(-config.updates // 2)
-    optimizer = mm.paper_optimizer(config.learning_rate, turns, warmup=_warmup(turns))
-    student = aux = teacher
-    student_state = aux_state = initial_state(optimizer, teacher)
-    update, progress = updating(optimizer), Progress("alternating", config.updates)
-    for n in progress:
-        (x, cond), key_n = next(examples), jax.random.fold_in(key, n)
-        losses = mm.moment_match(guided, student, aux, **settings)
-        if n % 2 == 0:
-            aux, aux_state, value = update(losses.aux, aux, aux_state, x, key_n, cond)
-            progress.record(auxiliary=value)
-        else:
-            student, student_state, value = update(losses.student, student, student_state, x, key_n, cond)
-            progress.record(student=value)
-    return student, progress.losses
+def train(phase: Phase, journal: Journal, checkpoint_every: int, trial: Trial | None = None) -> State:
+    """The state after the phase's last update, however often it was interrupted on the way.
+
+    The device is waited for every ten updates, when their losses are written.
+
+    Raises:
+        KeyboardInterrupt: after a signal, with the state saved.
+        FloatingPointError: where a player skipped ten updates in a row, with the state saved.
+    """
+    mesh, attempts, stop = mesh_for(phase.batch), {}, False
+    state, first = _begun(phase, journal, mesh)
+    update, progress = _updater(phase, mesh), Progress(phase.title, first, phase.updates)
+    with contextlib.closing(journal):
+        for n in progress:
+            batch, last = next(phase.examples), n + 1 == phase.updates
+            state, value = update(state, n, batch)
+            attempts[phase.turn(n)] = n, batch
+            journal.record(n, **{phase.turn(n): value})
+            figure, stuck, stop = _judged(trial, journal, state, n, mesh), None, asked()
+            due = figure is not None or (n + 1) % checkpoint_every == 0
+            if due or stop or last or (n + 1) % _LOOK == 0:
+                progress.show(journal.flush(), sum(state.skipped.values()))
+                stuck = _stuck(state)
+            if stuck or stop or (due and not last):
+                journal.save(n + 1, state, phase.examples.get_state(), figure)
+            if stuck:
+                raise FloatingPointError(_told(phase, on_one(state, mesh), stuck, *attempts[stuck]))
+            if stop:
+                break
+    if stop:
+        raise_if_asked()
+    return on_one(state, mesh)
 
 
-def _instant(config: Run, settings: Any, guided: Any, teacher: mm.Denoiser, examples, key):
-    optimizer = mm.paper_optimizer(config.learning_rate, config.updates, warmup=_warmup(config.updates), b1=0.9)
-    precond, student = _precond(config, guided, examples, key), teacher
-    loss = mm.instant(guided, precond, tangent=TANGENTS[config.tangent], **settings)
-    state, update, progress = (
-        initial_state(optimizer, teacher),
-        updating(optimizer),
-        Progress("instant", config.updates),
-    )
-    for n in progress:
-        x, cond = next(examples)
-        student, state, value = update(loss, student, state, x, jax.random.fold_in(key, n), cond)
-        progress.record(student=value)
-    return student, progress.losses
+def _begun(phase: Phase, journal: Journal, mesh: Mesh | None) -> tuple[State, int]:
+    restored = journal.restored(on_each(phase.state, mesh))
+    if restored is None:
+        state = phase.state if phase.prepare is None else phase.prepare(phase.state, phase.examples)
+        return on_each(state, mesh), 0
+    state, done, position = restored
+    phase.examples.set_state(position)
+    print(f"going on with the {phase.name} after {done} of {phase.updates} updates", flush=True)
+    return state, done
 
 
-def _precond(config: Run, guided: Any, examples: Any, key: PRNGKeyArray) -> mm.Diagonal:
-    loss = mm.denoising_loss(schedule=SCHEDULES[config.schedule](), weight=WEIGHTS[config.weight])
-    return mm.estimate_preconditioner(loss, guided, (next(examples) for _ in range(100)), key)
+def _updater(phase: Phase, mesh: Mesh | None) -> Callable[[State, int, Batch], tuple[State, Any]]:
+    guided, step = on_each(phase.guided, mesh), updating(phase.optimizer, mesh, phase.micro_batches)
+    axis_name = None if mesh is None else AXIS
 
-
-def _warmup(updates: int) -> int:
-    return min(1000, updates // 10)
-
-
-def initial_state(optimizer: optax.GradientTransformation, model: Any) -> optax.OptState:
-    """The optimiser's state for the model's floating-point arrays."""
-    return optimizer.init(eqx.filter(model, eqx.is_inexact_array))
-
-
-def updating(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
-    """One update of any player under any loss, `(loss, model, opt_state, x, key, cond)`, to its next and the value."""
-
-    @eqx.filter_jit
-    def update(loss, model, opt_state, x, key, cond):
-        value, grads = mm.value_and_grad(loss)(model, x, key, cond)
-        changes, opt_state = optimizer.update(grads, opt_state)
-        return eqx.apply_updates(model, changes), opt_state, value
+    def update(state: State, n: int, batch: Batch) -> tuple[State, Any]:
+        name, (x, cond) = phase.turn(n), spread(batch, mesh)
+        loss = phase.losses(guided, state, axis_name)[name]
+        player, value = step(loss, state.players[name], x, jax.random.fold_in(state.key, n), cond)
+        state = state._replace(players=state.players | {name: player})
+        if state.average is not None:
+            decay = jnp.float32(min(0.999, (1 + n) / (10 + n)))
+            state = state._replace(average=averaged(state.average, player, decay))
+        return state, value
 
     return update
 
 
-def batches(
-    dataset: Dataset, size: int, seed: int, *, hidden: float
-) -> Iterator[tuple[Float[Array, "n *x"], Int[Array, " n"] | None]]:
-    """Examples drawn with replacement, for ever; a share `hidden` of their labels is the one of no class."""
-    rng = np.random.default_rng(seed)
-    while True:
-        chosen = rng.integers(0, len(dataset.x), size)
-        if dataset.y is None:
-            yield jnp.asarray(dataset.x[chosen]), None
-        else:
-            labels = np.where(rng.random(size) < hidden, dataset.num_classes, dataset.y[chosen])
-            yield jnp.asarray(dataset.x[chosen]), jnp.asarray(labels)
+def _judged(trial: Trial | None, journal: Journal, state: State, n: int, mesh: Mesh | None) -> float | None:
+    if trial is None or (n + 1) % trial.every:
+        return None
+    student = on_one(state.players["student"].model, mesh)
+    figure = trial.distance(student)
+    if figure < min(journal.distances.values(), default=float("inf")):
+        journal.folder.write_weights("student-best.eqx", student)
+    journal.record(n, frechet_distance=figure)
+    return figure
+
+
+def _stuck(state: State) -> str | None:
+    return next((name for name, player in state.players.items() if int(player.skips.in_a_row) >= PATIENCE), None)
+
+
+def _told(phase: Phase, state: State, name: str, n: int, batch: Batch) -> str:
+    """What stopped a player whose nth update, the last in a row that were skipped, was on this batch."""
+    (x, cond), player = spread(batch, None), state.players[name]
+    loss, key = phase.losses(phase.guided, state, None)[name], jax.random.fold_in(state.key, n)
+    logsnrs = mm.nonfinite_logsnr(loss, player.model, x, key, cond)
+    where = "with every example finite alone" if logsnrs is None else "at log-SNRs {:.3g} to {:.3g}".format(*logsnrs)
+    return (
+        f"needs finite losses and gradients; got {int(player.skips.in_a_row)} updates of the {name} in a row that were"
+        f" not, up to update {n + 1} of the {phase.name}, {where}; do lower --learning-rate, or look for bad values in"
+        " the data and the teacher's predictions there: the last good state is saved"
+    )

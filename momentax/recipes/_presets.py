@@ -1,0 +1,100 @@
+"""The defaults that depend on the data and the algorithm, and what they and the rest must be like."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from ._data import Dataset
+from ._settings import Distill, Run, flag
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How long and how fast: for one kind of data."""
+
+    teacher_updates: int
+    teacher_batch: int
+    teacher_learning_rate: float
+    alternating: dict[str, Any]
+    instant: dict[str, Any]
+
+
+PRESETS = {
+    "mlp": Preset(
+        6000,
+        256,
+        1e-3,
+        alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
+        instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4},
+    ),
+    "uvit": Preset(
+        8000,
+        128,
+        1e-3,
+        alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 3e-4},
+        instant={"weight": "flat", "updates": 4000, "batch": 256, "learning_rate": 1e-4},
+    ),
+}
+
+
+def resolved(config: Distill, dataset: Dataset) -> Run:
+    """The configuration with every default filled in, checked against the data."""
+    preset = PRESETS[network_kind(dataset.x.shape[1:])]
+    filled = {**getattr(preset, config.algorithm), "teacher_updates": 0 if config.teacher else preset.teacher_updates}
+    given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    config = Run(**(filled | given))
+    _check_teacher(config)
+    trains = config.teacher is None
+    if trains and network_kind(dataset.x.shape[1:]) == "uvit" and (dataset.x.shape[2] % 4 or dataset.x.shape[3] % 4):
+        raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
+    check_positive(**{name: getattr(config, name) for name in _positive(config)})
+    _check_divides(config)
+    if config.guidance and not dataset.num_classes:
+        raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
+    if config.samples < 16:
+        raise ValueError(f"needs --samples >= 16; got {config.samples}; do draw more, 5000 for a stable distance")
+    return config
+
+
+def _positive(config: Run) -> list[str]:
+    names = ["k", "updates", "batch", "samples", "learning_rate", "micro_batches", "checkpoint_every"]
+    maybe = [("evaluate_every", config.evaluate_every is not None), ("teacher_updates", config.teacher is None)]
+    return names + [name for name, asked in maybe if asked]
+
+
+def _check_divides(config: Run) -> None:
+    devices, halves = jax.device_count(), 2 if config.algorithm == "instant" else 1
+    unit = devices * config.micro_batches * halves
+    if config.batch % unit == 0:
+        return
+    suitable = config.batch + unit - config.batch % unit
+    if unit == 2 and halves == 2:
+        raise ValueError(f"needs an even --batch for instant; got {config.batch}; do take {suitable}")
+    halved = " times 2 for instant" if halves == 2 else ""
+    raise ValueError(
+        f"needs a --batch that divides by {unit}: {devices} devices times {config.micro_batches} --micro-batches"
+        f"{halved}; got {config.batch}; do take {suitable}"
+    )
+
+
+def _check_teacher(config: Run) -> None:
+    if config.teacher is not None and config.teacher_updates:
+        raise ValueError(
+            f"needs --teacher or --teacher-updates; got both, {config.teacher} and {config.teacher_updates};"
+            " do drop one: a teacher that is given is not trained"
+        )
+    if config.teacher is None and (config.teacher_predicts or config.teacher_betas):
+        raise ValueError("needs --teacher with --teacher-predicts and --teacher-betas; got none; do name its folder")
+
+
+def check_positive(**options: int | float) -> None:
+    """Demands options above zero, and says which is not."""
+    for name, value in options.items():
+        if not value > 0:
+            raise ValueError(f"needs {flag(name)} > 0; got {value}; do give a positive number")
+
+
+def network_kind(shape: tuple[int, ...]) -> str:
+    """Which reference network suits images [c, h, w]: an MLP up to 8x8, a UViT above."""
+    return "mlp" if shape[1] * shape[2] <= 64 else "uvit"
