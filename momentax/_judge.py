@@ -31,11 +31,11 @@ class AbstractLoss(eqx.Module):
     def axis_name(self) -> Axes | None:
         return getattr(self.draws, "axis_name", None)
 
-    def part(self, first: Int[Array, ""], total: int) -> "AbstractLoss":
+    def part(self, first: Int[Array, ""], total: int) -> Any:
         """The loss of some examples of a batch: of those from the `first` on, of `total`."""
         return dataclasses.replace(self, draws=within(self.draws, first, total))
 
-    def in_pieces(self) -> "AbstractLoss":
+    def in_pieces(self) -> Any:
         """The loss whose arrays are in pieces: what is gathered only where it is used stays so."""
         fields = [field.name for field in dataclasses.fields(self) if field.name not in _IN_PIECES]
         return dataclasses.replace(self, **{name: whole(getattr(self, name)) for name in fields})

@@ -59,7 +59,7 @@ def test_a_process_whose_peer_dies_ends_and_the_next_pair_goes_on(alone, tmp_pat
     peer.communicate()
     survivor.communicate(timeout=120)
     assert survivor.returncode != 0
-    updates = max(checkpoint.latest(tmp_path), 20)
+    updates = max(*checkpoint.steps(tmp_path), 20)
     for process in start_pair("distil", tmp_path, updates, spread):
         output(process)
     np.testing.assert_allclose(losses(tmp_path)[:20], expected, rtol=1e-5)

@@ -35,9 +35,11 @@ def train(folder, updates, spread):
     checkpoint.cut_losses(folder, start)
     for n in range(start, updates):
         mover = "aux" if n % 2 == 0 else "student"
-        losses = mm.moment_match(teacher, state["student"][0], state["aux"][0], weight=mm.flat_weight, axis_name="data")
+        student, aux = state["student"][0], state["aux"][0]
+        losses = mm.moment_match(teacher, student, aux, weight=mm.flat_weight, axis_name="data")
         key = jax.random.fold_in(jax.random.key(7), n)
-        model, opt_state, value, finite = taken(getattr(losses, mover), *state[mover], x, key)
+        model, opt_state = state[mover]
+        model, opt_state, value, finite = taken(getattr(losses, mover), model, opt_state, x, key)
         state[mover] = model, opt_state
         assert bool(finite)
         checkpoint.append_losses(folder, n, {mover: float(value)})
