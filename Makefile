@@ -9,7 +9,7 @@ distill: $(ready)
 	$(VENV)/bin/momentax distill --data digits --output runs/digits
 
 test: $(ready)
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(ready)
 	$(VENV)/bin/ruff check .

@@ -140,12 +140,15 @@ def _placed(tree: PyTree[Any], mesh: Mesh, spec: Callable[[Any], P]) -> PyTree[A
     def place(leaf):
         if _is_struct(leaf):
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec(leaf)))
-        if not eqx.is_array(leaf):
+        if not isinstance(leaf, jax.Array | np.ndarray):
             return leaf
         sharding = NamedSharding(mesh, spec(leaf))
-        if isinstance(leaf, Tracer) or sharding.is_fully_addressable or not leaf.is_fully_addressable:
+        if isinstance(leaf, Tracer):
             return jax.device_put(leaf, sharding)
-        return _global(leaf, sharding)
+        if getattr(leaf, "sharding", None) == sharding:
+            return leaf
+        here = sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True)
+        return jax.device_put(leaf, sharding) if here else _global(leaf, sharding)
 
     return jax.tree.map(place, tree)
 

@@ -106,9 +106,8 @@ def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
         arrays, rest = eqx.partition((tree, args), eqx.is_array)
 
         def on_pieces(arrays):
-            moving, fixed = eqx.partition(arrays, eqx.is_inexact_array)
-            tree, args = eqx.combine(lax.optimization_barrier(moving), fixed, rest)
-            return function(whole(tree), *args)
+            tree, args = eqx.combine(arrays, rest)
+            return function(whole(_after(tree, args)), *args)
 
         return jax.checkpoint(on_pieces, policy=_all_but_gathered)(arrays)
 
@@ -160,6 +159,12 @@ def norm(tree: PyTree[Any]) -> Float[Array, ""]:
 
 def _has_shards(tree: PyTree[Any]) -> bool:
     return any(map(is_shard, jax.tree.leaves(tree, is_leaf=is_shard)))
+
+
+def _after(tree: PyTree[Any], args: Any) -> PyTree[Any]:
+    moving, fixed = eqx.partition(tree, eqx.is_inexact_array)
+    moving, _ = lax.optimization_barrier((moving, lax.stop_gradient(eqx.filter(args, eqx.is_inexact_array))))
+    return eqx.combine(moving, fixed)
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:

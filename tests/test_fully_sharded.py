@@ -83,9 +83,13 @@ def initial_state(optimizer, filter_spec=eqx.is_inexact_array):
 CASES = [(name, "line", "sgd", {}) for name in LOSSES]
 CASES += [(name, place, "adam", {}) for name in ("aux", "instant") for place in ("explicit", "plane")]
 CASES += [("instant", "plane", "sgd", {"filter_spec": matrices(STUDENT)})]
+LONG = [("denoising", "line"), ("student", "line"), ("instant, dropping out", "line"), ("instant", "explicit")]
 
 
-@pytest.mark.parametrize(("name", "place", "optimizer", "settings"), CASES)
+@pytest.mark.parametrize(
+    ("name", "place", "optimizer", "settings"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[:2] in LONG else ()) for case in CASES],
+)
 def test_in_pieces_is_whole(name, place, optimizer, settings):
     """Three updates with clipping by the global norm, which sees every piece's scale."""
     shape, axes, axis_type = MESHES[place]
@@ -134,6 +138,16 @@ def test_a_step_is_compiled_once(place):
                 model, state, *_ = taken(LOSSES["student"](axes), model, state, X, key)
         assert len(traces) == 1
         assert sum("_call" in line for line in compiled) == 1
+
+
+@pytest.mark.parametrize("spread", [mm.data_parallel, mm.fully_sharded])
+def test_what_is_placed_already_is_not_copied(spread):
+    """A run's own results go in as they came out; and NumPy's arrays are placed like any other."""
+    taken = spread(step_over("data", OPTIMIZERS["sgd"]), mesh_of(*MESHES["line"]))
+    once = taken.place({"jax": STUDENT, "numpy": np.ones((8, 8))})
+    for ours, theirs in zip(jax.tree.leaves(taken.place(once)), jax.tree.leaves(once), strict=True):
+        assert ours is theirs
+        assert len(ours.sharding.device_set) == 4
 
 
 @contextlib.contextmanager

@@ -32,8 +32,7 @@ def gradient(loss, axis=None, count=1):
     return mm.value_and_grad(loss, axis, micro_batches=count)
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("name", "count"), [*((name, 3) for name in LOSSES), ("instant", 2), ("instant", 6)])
 def test_a_gradient_in_micro_batches_is_that_of_the_batch(name, count):
     """Exactly: sums in another order are all that differs. That of `instant` needs nu before the first part."""
     loss = LOSSES[name](None)
@@ -73,9 +72,9 @@ def test_the_gradient_crosses_the_mesh_once_however_many_parts(name, count):
 @pytest.mark.parametrize("name", ["student", "instant"])
 def test_micro_batches_need_the_memory_of_a_part(name):
     """Temporary bytes of the compiled program, for a network whose activations outweigh its parameters."""
-    player = mm.Denoiser(mm.nn.MLP((8,), width=32, depth=3, key=jax.random.key(0, impl="rbg")))
+    player = mm.Denoiser(mm.nn.MLP((8,), width=16, depth=1, key=jax.random.key(0, impl="rbg")))
     losses = {"student": mm.student_loss(player, player), "instant": mm.instant(player)}
-    x = jnp.zeros((2048, 8), jnp.float32)
+    x = jnp.zeros((1024, 8), jnp.float32)
 
     def temporary(count):
         taken: Any = eqx.filter_jit(lambda loss, player: gradient(loss, count=count)(player, x, KEY))

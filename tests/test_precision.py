@@ -89,6 +89,7 @@ def whole(players, digits):
     return [gradients(players, x[:256], label[:256], key) for key in KEYS]
 
 
+@pytest.mark.slow
 def test_half_precision_layers_give_the_gradient_to_two_per_cent(players, digits, whole):
     """On average over batches: activations of eight bits, 0.4% each, in some ten layers one after the other."""
     x, label = digits

@@ -114,13 +114,10 @@ IMPORTED = ["--teacher", "teacher", "--updates", "4", "--batch", "16", "--sample
 DIT = PIPELINE.parent / "dit"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "source", "told"),
-    [
-        pytest.param("alternating", PIPELINE, [], marks=pytest.mark.slow),
-        pytest.param("instant", PIPELINE, [], marks=pytest.mark.slow),
-        ("instant", DIT, ["--teacher-predicts", "eps"]),
-    ],
+    [("alternating", PIPELINE, []), ("instant", PIPELINE, []), ("instant", DIT, ["--teacher-predicts", "eps"])],
 )
 def test_a_teacher_of_diffusers_is_distilled_and_kept(algorithm, source, told, tmp_path):
     """A pipeline's folder, or a network's; afterwards the run needs it no more."""
@@ -235,7 +232,9 @@ def test_damaged_weights_are_refused(finished, tmp_path):
     assert "needs whole weights" in told("sample", "--output", tmp_path)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 1), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_cleanly_and_says_how_to_go_on(number, status, finished, tmp_path):
     """While it compiles, and while it trains."""
     folder = copied(finished, tmp_path / "run")

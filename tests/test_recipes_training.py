@@ -270,7 +270,7 @@ def spoiled(name: str, at: set[int]):
     return phase._replace(examples=Examples())
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(devices, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     before = trained(tmp_path / "before", spoiled("alternating", set())._replace(updates=4))
@@ -342,7 +342,8 @@ def test_all_devices_train_as_one_does_and_any_number_goes_on(name, tmp_path, mo
         np.testing.assert_allclose(ours[loss], theirs[loss], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param("alternating", marks=pytest.mark.slow), "instant"])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["alternating", "instant"])
 def test_micro_batches_change_the_memory_and_not_the_losses(algorithm, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 2)
     taken, value_and_grad = set(), mm.value_and_grad

@@ -80,12 +80,12 @@ def _start(key, shape):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_samples_mean_and_variance_are_those_of_the_recursion_at_every_k(name):
+def test_a_samples_mean_and_variance_are_those_of_the_recursion(name):
     """It is A z_1 + C + B_i e_i, per coordinate: A, B and C are read off, without statistics."""
     kernel, eta = KERNELS[name]()
     key = jax.random.key(0)
     z = _start(key, (9,))
-    for k in range(1, 9):
+    for k in (1, 2, 3, 8):
         silent, spoken = (_sample(_Labelling(kernel, k, jnp.asarray(on)), k, key) for on in (0.0, 1.0))
         A = (silent[0] - silent[1]) / (z[0] - z[1])
         mean, variance = jnp.mean(silent - A * z), A**2 + jnp.sum((spoken - silent) ** 2)
