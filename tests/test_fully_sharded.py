@@ -30,7 +30,11 @@ OPTIMIZERS = {
     "adam": optax.chain(optax.clip_by_global_norm(0.5), optax.scale_by_rms(0.99, 1e-12), optax.scale(-1e-2)),
 }
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-MESHES = {"line": ((4,), "data", AUTO), "explicit": ((4,), "data", EXPLICIT), "plane": ((2, 4), ("rows", "cols"), AUTO)}
+MESHES = {
+    "line": ((4,), "data", [AUTO]),
+    "explicit": ((4,), "data", [EXPLICIT]),
+    "plane": ((2, 4), ("rows", "cols"), [AUTO, EXPLICIT]),
+}
 
 
 def normalised(grads):
@@ -62,9 +66,8 @@ def matrices(model):
     return jax.tree.map(lambda leaf: leaf.ndim == 2, model)
 
 
-def mesh_of(shape, axes, axis_type):
-    names = (axes,) if isinstance(axes, str) else axes
-    return jax.make_mesh(shape, names, axis_types=(axis_type,) * len(names))
+def mesh_of(shape, axes, axis_types):
+    return jax.make_mesh(shape, (axes,) if isinstance(axes, str) else axes, axis_types=tuple(axis_types))
 
 
 def step_over(axis, optimizer, **settings):
@@ -92,10 +95,10 @@ LONG = [("denoising", "line"), ("student", "line"), ("instant, dropping out", "l
 )
 def test_in_pieces_is_whole(name, place, optimizer, settings):
     """Three updates with clipping by the global norm, which sees every piece's scale."""
-    shape, axes, axis_type = MESHES[place]
+    shape, axes, axis_types = MESHES[place]
     optimizer = OPTIMIZERS[optimizer]
     whole = eqx.filter_jit(step_over(None, optimizer, **settings))
-    spread = mm.fully_sharded(step_over(axes, optimizer, **settings), mesh_of(shape, axes, axis_type), axes)
+    spread = mm.fully_sharded(step_over(axes, optimizer, **settings), mesh_of(shape, axes, axis_types), axes)
     model = theirs = STUDENT
     state = their_state = initial_state(optimizer, **settings)
     for n in range(3):
@@ -122,7 +125,7 @@ def test_every_large_array_stays_in_pieces():
 @pytest.mark.parametrize("place", ["line", "explicit", "plane"])
 def test_a_step_is_compiled_once(place):
     """From arrays on one device, then from its own results: the placement is the same."""
-    traces, (shape, axes, axis_type), optimizer = [], MESHES[place], OPTIMIZERS["adam"]
+    traces, (shape, axes, axis_types), optimizer = [], MESHES[place], OPTIMIZERS["adam"]
 
     def step(*arguments):
         traces.append(arguments)
@@ -130,7 +133,7 @@ def test_a_step_is_compiled_once(place):
 
     for spread in (mm.fully_sharded, mm.data_parallel):
         traces.clear()
-        taken = spread(step, mesh_of(shape, axes, axis_type), axes)
+        taken = spread(step, mesh_of(shape, axes, axis_types), axes)
         model, state = STUDENT, initial_state(optimizer)
         with jax.log_compiles(True), compilations() as compiled:
             for n in range(3):

@@ -154,8 +154,9 @@ def test_a_mesh_without_the_axis_is_an_error():
         mm.data_parallel(step_over("batch"), mesh(), "batch")
 
 
-def test_a_batch_that_does_not_divide_is_an_error_before_compilation():
-    spread = mm.data_parallel(step_over("data"), mesh())
+@pytest.mark.parametrize("spread", [mm.data_parallel, mm.fully_sharded])
+def test_a_batch_that_does_not_divide_is_an_error_before_compilation(spread):
+    spread = spread(step_over("data"), mesh())
     state = OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
     with pytest.raises(ValueError, match=r"divides by the 4 devices .* got 14 examples; do take 12"):
         spread(LOSSES["aux"]("data"), STUDENT, state, X[:14], KEY)
