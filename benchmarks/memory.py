@@ -11,20 +11,15 @@ from pathlib import Path
 
 import equinox as eqx
 import jax
+from _measure import size, versions
 
 import momentax as mm
-from momentax.recipes._report import versions
 
 RANK = 16
 NETWORKS = {
     "UViT, UVIT_64": lambda key: mm.nn.UViT(3, num_classes=1000, **mm.nn.UVIT_64, key=key),
     "DiT-XL/2": lambda key: mm.nn.DiT((4, 32, 32), patch=2, num_classes=1000, **mm.nn.DIT_XL, key=key),
 }
-
-
-def size(tree) -> int:
-    """Bytes of the arrays of a tree."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree) if hasattr(leaf, "dtype"))
 
 
 def held(make):

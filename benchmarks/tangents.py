@@ -14,18 +14,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from _measure import versions
+from _networks import NETWORKS, SHAPE
 from jax import lax
 
 import momentax as mm
-from momentax.recipes._report import versions
 
-BATCH, SHAPE = 16, (3, 32, 32)
-NETWORKS = {
-    "MLP": lambda key: mm.nn.MLP(SHAPE, width=512, depth=6, key=key),
-    "UNet": lambda key: mm.nn.UNet(3, width=32, multipliers=(1, 2, 2), key=key),
-    "UViT": lambda key: mm.nn.UViT(3, width=32, multipliers=(1, 2, 4), depth=4, key=key),
-    "DiT": lambda key: mm.nn.DiT(SHAPE, width=128, depth=6, heads=4, key=key),
-}
+BATCH = 16
 
 
 def programs(z, t):
