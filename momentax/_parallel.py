@@ -157,7 +157,7 @@ def _is_struct(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _global(leaf: Array, sharding: NamedSharding) -> Array:
+def _global(leaf: Array | np.ndarray, sharding: NamedSharding) -> Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _global(jax.random.key_data(leaf), NamedSharding(sharding.mesh, sharding.spec))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

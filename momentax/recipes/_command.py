@@ -1,7 +1,6 @@
 """The commands: distill, sample, evaluate."""
 
 import contextlib
-import dataclasses
 import shlex
 import signal
 import sys
@@ -9,20 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 
-from ._data import Dataset, load
-from ._evaluation import FEATURES, distances, draw, labels_like
+from ._data import load, test_split
+from ._evaluation import labels_like
+from ._features import features
+from ._figures import measured
+from ._finished import opened
 from ._folder import Folder
 from ._formats import require
 from ._interrupt import Terminated, deferred
 from ._lock import Lock
 from ._plots import plot_samples
-from ._presets import check_positive, resolved
-from ._report import table
-from ._settings import Distill, Draw, Run, as_json, difference, from_json
-from ._teacher import guide, network, start
+from ._presets import check_enough, resolved
+from ._report import compared, table
+from ._settings import Distill, Draw, Evaluate, Run, as_json, difference
+from ._teacher import start
 from ._unfinished import check_same, resumed, unfinished
 
 tyro = require("tyro")
@@ -76,23 +77,37 @@ def run_distill(config: Distill, arguments: list[str]) -> None:
 def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
     """Draw from a finished run: drawn.npz (x [n, h, w, c] in [-1, 1]; y [n] where there are labels), drawn.png."""
     with _telling(config.output):
-        folder, dataset, drawn, steps = _drawn(config, samples=64)
-        labels = labels_like(dataset, len(drawn), config.seed)
+        finished = opened(config, samples=64)
+        folder, drawn = finished.folder, finished.drawn(config.seed)
+        labels = labels_like(finished.dataset, len(drawn), config.seed)
         arrays = {"x": np.moveaxis(drawn, 1, -1)} | ({} if labels is None else {"y": labels})
         folder.write("drawn.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
         plot_samples(folder, "drawn.png", {f"from {i}": drawn[i : i + 16] for i in range(0, min(len(drawn), 256), 16)})
-        print(f"{len(drawn)} samples of the {config.model} at {steps} steps: {folder.path / 'drawn.npz'}, drawn.png")
+        of = f"{len(drawn)} samples of the {config.model} at {finished.k} steps"
+        print(f"{of}: {folder.path / 'drawn.npz'}, drawn.png")
 
 
-def run_evaluate(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
-    """Draw from a finished run and measure the distances to its data, as the report does."""
+def run_evaluate(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> None:
+    """Draw from a finished run and measure distances to its data, and the floor: those of the data to themselves.
+
+    On pixels they are the report's, and more.
+    """
     with _telling(config.output):
-        folder, dataset, drawn, steps = _drawn(config, samples=5000)
-        figures = distances(drawn, dataset)
-        name = f"evaluation-{config.model}-{steps}-{config.seed}.json"
-        told = {"model": config.model, "k": steps, "samples": len(drawn), "seed": config.seed, "features": FEATURES}
-        folder.write_json(name, told | figures)
-        print(f"{table({'figures': {config.model: {str(steps): figures}}})}\n{folder.path / name}")
+        finished = opened(config, samples=5000)
+        images = 4 * finished.samples if config.images is None else config.images
+        check_enough(samples=finished.samples, images=images)
+        if not config.features:
+            raise ValueError("needs --features; got none of them; do name one, such as pixels")
+        folder, test = finished.folder, test_split(finished.settings.data)
+        chosen = {name: features(name, finished.data, test, folder) for name in config.features}
+        drawn = finished.drawn(config.seed)
+        for name, made in chosen.items():
+            told = {"model": config.model, "k": finished.k, "seed": config.seed}
+            told |= measured(made, drawn, finished.data, test, images)
+            suffix = "" if name == "pixels" else f"-{name}"
+            file = f"evaluation-{config.model}-{finished.k}-{config.seed}{suffix}.json"
+            folder.write_json(file, told)
+            print(f"{compared(told)}\n{folder.path / file}")
 
 
 def _finished(folder: Folder, config: Run) -> bool:
@@ -105,21 +120,6 @@ def _finished(folder: Folder, config: Run) -> bool:
             f" {', '.join(differences)}; do choose another --output, or --overwrite (its teacher is kept)"
         )
     return True
-
-
-def _drawn(config: Draw, samples: int) -> tuple[Folder, Dataset, np.ndarray, int]:
-    folder = Folder(config.output)
-    settings = from_json(folder.read_json("report.json")["configuration"])
-    _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), load(settings.data))
-    count = samples if config.samples is None else config.samples
-    steps = settings.k if config.k is None else config.k
-    check_positive(k=steps, samples=count)
-    model = given or network(dataset, jax.random.key(0))
-    if config.model != "teacher" or given is None:
-        model = folder.read_weights(f"{config.model}.eqx", model)
-    kernel = "posterior" if config.model == "teacher" else settings.kernel
-    model = guide(settings, dataset, model) if config.model == "teacher" else model
-    return folder, dataset, draw(model, steps, settings.schedule, kernel, dataset, count, config.seed), steps
 
 
 @contextlib.contextmanager

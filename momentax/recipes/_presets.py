@@ -52,8 +52,7 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
     _check_divides(config)
     if config.guidance and not dataset.num_classes:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
-    if config.samples < 16:
-        raise ValueError(f"needs --samples >= 16; got {config.samples}; do draw more, 5000 for a stable distance")
+    check_enough(samples=config.samples)
     return config
 
 
@@ -93,6 +92,13 @@ def check_positive(**options: int | float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise ValueError(f"needs {flag(name)} > 0; got {value}; do give a positive number")
+
+
+def check_enough(**options: int) -> None:
+    """Demands as many samples or images as a distance takes, and says which are too few."""
+    for name, value in options.items():
+        if value < 16:
+            raise ValueError(f"needs {flag(name)} >= 16; got {value}; do take more, 5000 for a stable distance")
 
 
 def network_kind(shape: tuple[int, ...]) -> str:

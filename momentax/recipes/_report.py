@@ -73,6 +73,19 @@ def table(written: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def compared(written: dict[str, Any]) -> str:
+    """An evaluation as lines of text: what it is of, and each figure beside its floor."""
+    floor, model = written["floor"], f"{written['model']}, {written['k']} steps"
+    lines = [
+        f"on {written['features']}",
+        f"{written['samples']} samples against {written['images']} images; the floor: {floor['samples']} images of the"
+        f" {floor['of']} against {floor['images']}",
+        f"{'':<24}{model:>20}{'floor':>12}",
+    ]
+    figures = (name for name, value in floor.items() if isinstance(value, float))
+    return "\n".join([*lines, *(f"{name:<24}{written[name]:>20.4g}{floor[name]:>12.4g}" for name in figures)])
+
+
 def _judged(distances: dict[int, float]) -> dict[str, Any]:
     """The student's distances on the way, by updates, and what is in `student-best.eqx`; nothing without any."""
     if not distances:

@@ -113,6 +113,16 @@ class Draw:
 
 
 @dataclasses.dataclass(frozen=True)
+class Evaluate(Draw):
+    """What to measure of a finished run."""
+
+    features: tuple[Literal["pixels", "classifier", "efficientnet", "efficientnet-early"], ...] = ("pixels",)
+    """what the distances are measured on; several are of the same samples"""
+    images: int | None = None
+    """of the data, to hold the samples against; None is four for each sample, as in the report"""
+
+
+@dataclasses.dataclass(frozen=True)
 class Run(Distill):
     """A distillation with every default filled in."""
 

@@ -1,0 +1,49 @@
+"""A finished run, opened to draw from one of its networks."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from ._data import Dataset, load
+from ._evaluation import draw
+from ._folder import Folder
+from ._presets import check_positive
+from ._settings import Draw, Run, from_json
+from ._teacher import guide, network, start
+
+
+class Finished(NamedTuple):
+    """A run's settings, its data (as they are, and as the teacher knows them), and what to draw how."""
+
+    folder: Folder
+    settings: Run
+    data: Dataset
+    dataset: Dataset
+    model: Any
+    kernel: str
+    k: int
+    samples: int
+
+    def drawn(self, seed: int) -> Float[np.ndarray, "n c h w"]:
+        """Samples in [-1, 1] of the network."""
+        return draw(self.model, self.k, self.settings.schedule, self.kernel, self.dataset, self.samples, seed)
+
+
+def opened(config: Draw, samples: int) -> Finished:
+    """The run in the folder and the network that is asked for; so many samples where nothing is said of them."""
+    folder = Folder(config.output)
+    settings = from_json(folder.read_json("report.json")["configuration"])
+    data = load(settings.data)
+    _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), data)
+    count = samples if config.samples is None else config.samples
+    steps = settings.k if config.k is None else config.k
+    check_positive(k=steps, samples=count)
+    model = given or network(dataset, jax.random.key(0))
+    if config.model != "teacher" or given is None:
+        model = folder.read_weights(f"{config.model}.eqx", model)
+    kernel = "posterior" if config.model == "teacher" else settings.kernel
+    model = guide(settings, dataset, model) if config.model == "teacher" else model
+    return Finished(folder, settings, data, dataset, model, kernel, steps, count)
