@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_platforms", "cpu")
@@ -21,3 +22,12 @@ if importlib.util.find_spec("beartype"):
 
 hypothesis.settings.register_profile("momentax", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("momentax")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_forgotten_in_time():
+    """Every compiled program holds some memory maps, of which Linux lets a process have 65,530: then it crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
