@@ -19,8 +19,8 @@ RUN = "from momentax.recipes import main; main()"
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags if devices > 1 else "", "JAX_PLATFORMS": "cpu"}
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def momentax(*arguments, cwd, seconds=240, devices=1):

@@ -15,7 +15,7 @@ def start(worker, *arguments, devices=1):
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": os.pathsep.join([str(WORKERS.parents[1]), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, str(WORKERS / f"{worker}.py"), *map(str, arguments)]
