@@ -75,7 +75,10 @@ class _Instant(AbstractLoss):
     def __call__(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        return self.gap(self.preconditioned(self.gradient(student, x, key, cond)), student, x, key, cond)
+        nu = self.preconditioned(self.gradient(student, x, key, cond))
+        # One half after the other: interleaved, their activations would be held together.
+        nu, x = lax.optimization_barrier((nu, x))
+        return self.gap(nu, student, x, key, cond)
 
     def settled(
         self, student: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any], count: int

@@ -250,3 +250,21 @@ def test_a_lambda_or_a_batch_that_does_not_fit_is_told_when_the_loss_is_built():
     with pytest.raises(ValueError, match="even batch"):
         mm.instant(TEACHER, PRECOND, like=X[:7])
     assert eqx.tree_equal(mm.instant(TEACHER, PRECOND, like=X), mm.instant(TEACHER, PRECOND))
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="its compiler for CPUs ignores barriers")
+def test_one_half_is_held_after_the_other():
+    """Temporary bytes of both halves together, for a network whose activations outweigh its parameters."""
+    model = mm.Denoiser(mm.nn.MLP((8,), width=16, depth=6, key=jax.random.key(0, impl="rbg")))
+    loss: Any = mm.instant(model)
+    x = jnp.zeros((2048, 8), jnp.float32)
+
+    def of_gap(nu, student):
+        return eqx.filter_value_and_grad(lambda student: loss.gap(nu, student, x, KEY, None))(student)
+
+    def temporary(function, *arguments):
+        jitted: Any = eqx.filter_jit(function)
+        return jitted.lower(*arguments).compile().compiled.memory_analysis().temp_size_in_bytes
+
+    alone = temporary(of_gap, eqx.filter(model, eqx.is_inexact_array), model)
+    assert temporary(mm.value_and_grad(loss), model, x, KEY) < 1.2 * alone
