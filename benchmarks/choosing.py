@@ -22,7 +22,7 @@ from momentax.recipes._journal import Journal
 from momentax.recipes._phases import distillation
 from momentax.recipes._presets import resolved
 from momentax.recipes._report import versions
-from momentax.recipes._settings import Distill
+from momentax.recipes._settings import KERNELS, Distill
 from momentax.recipes._teacher import network
 from momentax.recipes._training import train
 
@@ -55,7 +55,10 @@ def main(source: str, target: str) -> None:
             state = train(phase, Journal(Folder(Path(place)), phase.name, 0, {}), config.updates)
         student = state.players["student"].model
         row = {"changed": variant}
-        for name, model, kernel in [("student", student, config.kernel), ("teacher", teacher, "posterior")]:
+        for name, model, kernel in [
+            ("student", student, KERNELS[config.kernel]),
+            ("teacher", teacher, KERNELS["posterior"]),
+        ]:
             samples = draw(model, config.k, config.schedule, kernel, dataset, config.samples, config.seed)
             row[name] = round(distances(samples, dataset)["frechet_distance"], 4)
         rows.append(row)

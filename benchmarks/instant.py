@@ -54,7 +54,7 @@ def main(source: str, target: str) -> None:
     teacher = Folder(Path(source)).read_weights("teacher.eqx", network(dataset, jax.random.key(0)))
     for settings in [SETTINGS | variant for variant in VARIANTS]:
         student = distilled(dataset, teacher, **settings)
-        samples = draw(student, 8, "cosine", "posterior", dataset, 5000, 0)
+        samples = draw(student, 8, "cosine", mm.conditional_posterior, dataset, 5000, 0)
         rows.append(settings | {"frechet_distance": round(distances(samples, dataset)["frechet_distance"], 4)})
         print(rows[-1], flush=True)
         told = {"command": f"python benchmarks/instant.py {source} {target}", "seed": 0, "versions": versions()}

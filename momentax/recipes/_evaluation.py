@@ -16,12 +16,13 @@ from ._figures import near
 from ._progress import parts
 from ._settings import KERNELS, SCHEDULES, Run
 
+Kernel = Callable[..., mm.Gaussian]
 FEATURES = "pixels"
 _CHUNK = 500
 
 
 def draw(
-    denoiser: Any, steps: int, schedule: str, kernel: str, dataset: Dataset, samples: int, seed: int
+    denoiser: Any, steps: int, schedule: str, kernel: Kernel, dataset: Dataset, samples: int, seed: int
 ) -> Float[np.ndarray, "n c h w"]:
     """Samples in [-1, 1], of labels drawn as the data has them; sample i depends on seed and i alone."""
     chunk = _chunks(denoiser, steps, schedule, kernel, dataset, samples, seed)
@@ -31,7 +32,7 @@ def draw(
 
 def distance(config: Run, dataset: Dataset, student: Any) -> float:
     """The Frechet distance that the report has of a student, without a bar and without heed of signals."""
-    told = (config.k, config.schedule, config.kernel, dataset, config.samples, config.seed)
+    told = (config.k, config.schedule, KERNELS[config.kernel], dataset, config.samples, config.seed)
     chunk = _chunks(student, *told)
     samples = np.concatenate([chunk(start) for start in range(0, config.samples, _CHUNK)])
     return mm.metrics.frechet_distance(*_features(np.clip(samples, -1, 1), dataset))
@@ -56,7 +57,7 @@ def evaluate(
     figures: dict[str, dict[str, dict[str, float]]] = {"student": {}, "teacher": {}}
     drawn = {}
     for name, steps in [("student", config.k), *(("teacher", n) for n in sorted({config.k, 8, 16, 64, 256}))]:
-        model, kernel = (student, config.kernel) if name == "student" else (teacher, "posterior")
+        model, kernel = (student, KERNELS[config.kernel]) if name == "student" else (teacher, mm.conditional_posterior)
         samples = draw(model, steps, config.schedule, kernel, dataset, config.samples, config.seed)
         figures[name][str(steps)] = distances(samples, dataset)
         drawn[f"{name}, {steps} steps"] = samples[:64]
@@ -69,9 +70,9 @@ def _features(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> tuple[
 
 
 def _chunks(
-    denoiser: Any, steps: int, schedule: str, kernel: str, dataset: Dataset, samples: int, seed: int
+    denoiser: Any, steps: int, schedule: str, kernel: Kernel, dataset: Dataset, samples: int, seed: int
 ) -> Callable[[int], Float[np.ndarray, "m c h w"]]:
-    sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=KERNELS[kernel])
+    sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=kernel)
     labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
 
     def chunk(start: int) -> Float[np.ndarray, "m c h w"]:

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+import momentax as mm
+
 from ._data import Dataset, load
-from ._evaluation import draw
+from ._evaluation import Kernel, draw
 from ._folder import Folder
 from ._presets import check_positive
-from ._settings import Draw, Run, from_json
+from ._settings import KERNELS, Draw, Run, from_json
 from ._teacher import guide, network, start
 
 
@@ -23,7 +25,7 @@ class Finished(NamedTuple):
     data: Dataset
     dataset: Dataset
     model: Any
-    kernel: str
+    kernel: Kernel
     k: int
     samples: int
 
@@ -36,7 +38,7 @@ def opened(config: Draw, samples: int) -> Finished:
     """The run in the folder and the network that is asked for; so many samples where nothing is said of them."""
     folder = Folder(config.output)
     settings = from_json(folder.read_json("report.json")["configuration"])
-    data = load(settings.data)
+    kernel, data = _kernel(config, settings), load(settings.data)
     _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), data)
     count = samples if config.samples is None else config.samples
     steps = settings.k if config.k is None else config.k
@@ -44,6 +46,15 @@ def opened(config: Draw, samples: int) -> Finished:
     model = given or network(dataset, jax.random.key(0))
     if config.model != "teacher" or given is None:
         model = folder.read_weights(f"{config.model}.eqx", model)
-    kernel = "posterior" if config.model == "teacher" else settings.kernel
     model = guide(settings, dataset, model) if config.model == "teacher" else model
     return Finished(folder, settings, data, dataset, model, kernel, steps, count)
+
+
+def _kernel(config: Draw, settings: Run) -> Kernel:
+    if config.kernel and config.noise is not None:
+        raise ValueError(
+            f"needs --kernel or --noise; got both, {config.kernel} and {config.noise}; do drop one: noise is a kernel"
+        )
+    if config.noise is not None:
+        return mm.noisier(config.noise)
+    return KERNELS[config.kernel or ("posterior" if config.model == "teacher" else settings.kernel)]

@@ -37,6 +37,7 @@ TANGENTS: dict[str, Callable[..., Any]] = {
     "reverse": mm.reverse_mode,
 }
 
+Kernel = Literal["ddim", "posterior", "renoise", "stochastic"]
 Weight = Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"]
 
 
@@ -64,7 +65,7 @@ class Distill:
     """of the rollouts, and of every sampler of the run"""
     weight: Weight | None = None
     """w(s) of the distillation; None is the preset of data and algorithm"""
-    kernel: Literal["ddim", "posterior", "renoise", "stochastic"] = "posterior"
+    kernel: Kernel = "posterior"
     """q(z_s | z_t, x) of the rollouts and of the student's sampler; stochastic has eta = 0.5"""
     guidance: float = 0.0
     """classifier-free guidance of the teacher; 0 is off"""
@@ -110,6 +111,10 @@ class Draw:
     """how many; None is 64 to look at, 5000 to evaluate"""
     seed: int = 0
     """another seed, other samples"""
+    kernel: Kernel | None = None
+    """q(z_s | z_t, x) of the sampler; None is the run's own for a student, and the posterior for a teacher"""
+    noise: float | None = None
+    """in place of a kernel: gamma of Salimans & Ho's noisier posterior, from 0, the posterior, to 1"""
 
 
 @dataclasses.dataclass(frozen=True)
