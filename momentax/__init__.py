@@ -23,6 +23,7 @@ from ._lora import lora as lora
 from ._lora import merge as merge
 from ._losses import aux_loss as aux_loss
 from ._losses import denoising_loss as denoising_loss
+from ._losses import joint_loss as joint_loss
 from ._losses import student_loss as student_loss
 from ._match import Losses as Losses
 from ._match import moment_match as moment_match

@@ -115,3 +115,8 @@ def program_of(function: Any, *args: Any) -> str:
     """The lowered program of a function under `eqx.filter_jit`, as text."""
     jitted: Any = eqx.filter_jit(function)
     return jitted.lower(*args).as_text()
+
+
+def moving(name: str, student: Any, aux: Any) -> Any:
+    """What moves under the loss of that name: the student, or both players at once."""
+    return (student, aux) if name == "joint" else student

@@ -69,7 +69,7 @@ def test_every_public_name_has_a_docstring_and_types(module):
             assert not untyped or inspect.isclass(value) or value.__name__.startswith("predict_"), (value, untyped)
 
 
-@pytest.mark.parametrize("name", ["student_loss", "aux_loss", "instant", "denoising_loss"])
+@pytest.mark.parametrize("name", ["student_loss", "aux_loss", "joint_loss", "instant", "denoising_loss"])
 def test_a_loss_says_what_its_value_and_its_gradient_mean(name):
     text = inspect.getdoc(getattr(momentax, name)) or ""
     assert "Value:" in text

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import Dropping, Tanh, assert_trees_close, linear, program_of
+from helpers import Dropping, Tanh, assert_trees_close, linear, moving, program_of
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -54,6 +54,7 @@ LOSSES = {
     "instant": lambda axis: mm.instant(TEACHER, SCALE, axis_name=axis),
     "instant, guided": lambda axis: mm.instant(mm.guided(TEACHER, 0.5, jnp.zeros(8)), axis_name=axis),
     "instant, dropping out": lambda axis: mm.instant(Dropping(TEACHER), axis_name=axis),
+    "joint": lambda axis: mm.joint_loss(TEACHER, axis_name=axis),
     "instant, by a difference": lambda axis: mm.instant(TEACHER, tangent=mm.central_difference, axis_name=axis),
     "instant, in reverse": lambda axis: mm.instant(TEACHER, tangent=mm.reverse_mode, axis_name=axis),
     "instant, not elementwise": lambda axis: mm.instant(TEACHER, normalised, axis_name=axis),
@@ -79,8 +80,8 @@ def step_over(axis, optimizer, **settings):
     return step
 
 
-def initial_state(optimizer, filter_spec=eqx.is_inexact_array):
-    return optimizer.init(eqx.filter(STUDENT, filter_spec))
+def initial_state(optimizer, model=STUDENT, filter_spec=eqx.is_inexact_array):
+    return optimizer.init(eqx.filter(model, filter_spec))
 
 
 CASES = [(name, "line", "sgd", {}) for name in LOSSES]
@@ -99,8 +100,8 @@ def test_in_pieces_is_whole(name, place, optimizer, settings):
     optimizer = OPTIMIZERS[optimizer]
     whole = eqx.filter_jit(step_over(None, optimizer, **settings))
     spread = mm.fully_sharded(step_over(axes, optimizer, **settings), mesh_of(shape, axes, axis_types), axes)
-    model = theirs = STUDENT
-    state = their_state = initial_state(optimizer, **settings)
+    model = theirs = moving(name, STUDENT, AUX)
+    state = their_state = initial_state(optimizer, model, **settings)
     for n in range(3):
         key = jax.random.fold_in(KEY, n)
         model, state, value, grads = spread(LOSSES[name](axes), model, state, X, key, COND)
@@ -202,25 +203,32 @@ DEEP_LOSSES = {
     "denoising": mm.denoising_loss(axis_name="data"),
     "student": mm.moment_match(DEEP, DEEP, DEEP, axis_name="data").student,
     "aux": mm.moment_match(DEEP, DEEP, DEEP, axis_name="data").aux,
+    "joint": mm.joint_loss(DEEP, axis_name="data"),
     "instant": mm.instant(DEEP, axis_name="data"),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "gathers", "scatters"),
-    [("denoising", 2 + 1, 2), ("student", 2 + 1 + 2 + 2, 2), ("aux", 2 + 2 + 2 + 1, 2), ("instant", 2 + 3 + 3 + 4, 4)],
+    [
+        ("denoising", 2 + 1, 2),
+        ("student", 2 + 1 + 2 + 2, 2),
+        ("aux", 2 + 2 + 2 + 1, 2),
+        ("joint", 2 + 1 + 2 + 2 + 1, 4),
+        ("instant", 2 + 3 + 3 + 4, 4),
+    ],
 )
 def test_what_crosses_the_mesh_is_counted(name, gathers, scatters):
     """Both weights are gathered for each evaluation, the second again for a derivative; a gradient is scattered once.
 
     The student: itself and its derivative, the teacher, the auxiliary. The auxiliary: the student, the teacher, itself
-    and its derivative. Instant: the student for nu; the teacher and its gradient; the student and its derivative;
-    the teacher with its tangent, of which there are as many.
+    and its derivative. Jointly: both and their derivatives, the teacher. Instant: the student for nu; the teacher and
+    its gradient; the student and its derivative; the teacher with its tangent, of which there are as many.
     """
     mesh, optimizer = mesh_of(*MESHES["line"]), OPTIMIZERS["sgd"]
     spread = mm.fully_sharded(step_over("data", optimizer), mesh)
-    state = optimizer.init(eqx.filter(DEEP, eqx.is_inexact_array))
-    lowered = program_of(spread, DEEP_LOSSES[name], DEEP, state, X, KEY)
+    model = moving(name, DEEP, DEEP)
+    lowered = program_of(spread, DEEP_LOSSES[name], model, initial_state(optimizer, model), X, KEY)
     counts = [
         shapes_of(kind, lowered).count(full)
         for kind, full in {"all_gather": "8x8x", "reduce_scatter": "2x8x", "all_reduce": "8x8x"}.items()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import Dropping, Linear, Tanh, assert_trees_close, linear, program_of
+from helpers import Dropping, Linear, Tanh, assert_trees_close, linear, moving, program_of
 
 import momentax as mm
 
@@ -24,6 +24,7 @@ LOSSES = {
     "aux": lambda axis: mm.moment_match(TEACHER, AUX, STUDENT, rollout=ROLLOUT, axis_name=axis).aux,
     "instant": lambda axis: mm.instant(TEACHER, axis_name=axis),
     "instant, dropping out": lambda axis: mm.instant(Dropping(TEACHER), rollout=ROLLOUT, axis_name=axis),
+    "joint": lambda axis: mm.joint_loss(TEACHER, axis_name=axis),
     "instant, by a difference": lambda axis: mm.instant(TEACHER, tangent=mm.central_difference, axis_name=axis),
 }
 
@@ -36,8 +37,9 @@ def gradient(loss, axis=None, count=1):
 def test_a_gradient_in_micro_batches_is_that_of_the_batch(name, count):
     """Exactly: sums in another order are all that differs. That of `instant` needs nu before the first part."""
     loss = LOSSES[name](None)
-    value, grads = eqx.filter_jit(gradient(loss, count=count))(STUDENT, X, KEY, COND)
-    expected, whole = eqx.filter_jit(gradient(loss))(STUDENT, X, KEY, COND)
+    model = moving(name, STUDENT, AUX)
+    value, grads = eqx.filter_jit(gradient(loss, count=count))(model, X, KEY, COND)
+    expected, whole = eqx.filter_jit(gradient(loss))(model, X, KEY, COND)
     np.testing.assert_allclose(value, expected, rtol=1e-11)
     assert_trees_close(grads, whole, 0, 1e-11 * float(optax.tree.norm(whole)))
 

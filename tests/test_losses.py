@@ -69,6 +69,22 @@ def test_every_loss_hands_keys_to_every_network_that_takes_one():
     assert loss(models[0], X, KEY) != loss(TEACHER, X, KEY)
 
 
+@pytest.mark.parametrize("weight", [mm.edm_weight, mm.adaptive_weight])
+def test_the_joint_loss_is_both_turns_on_one_draw(weight):
+    """The student's value; each player's own gradient, with the auxiliary that has not moved yet."""
+    settings = {"rollout": mm.Rollout(k=4), "weight": weight}
+    joint, student, aux = (
+        mm.joint_loss(TEACHER, **settings),
+        mm.student_loss(TEACHER, AUX, **settings),
+        mm.aux_loss(TEACHER, STUDENT, **settings),
+    )
+    value, (of_student, of_aux) = eqx.filter_jit(mm.value_and_grad(joint))((STUDENT, AUX), X, KEY)
+    expected, by_student = eqx.filter_jit(mm.value_and_grad(student))(STUDENT, X, KEY)
+    _, by_aux = eqx.filter_jit(mm.value_and_grad(aux))(AUX, X, KEY)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    assert_trees_close((of_student, of_aux), (by_student, by_aux), rtol=1e-10, atol=1e-12)
+
+
 class Constant(eqx.Module):
     """The auxiliary that knows nothing."""
 

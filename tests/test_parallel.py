@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import Dropping, Tanh, linear, program_of
+from helpers import Dropping, Tanh, linear, moving, program_of
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -26,6 +26,7 @@ LOSSES = {
     "aux": lambda axis: mm.moment_match(TEACHER, AUX, STUDENT, axis_name=axis).aux,
     "instant": lambda axis: mm.instant(TEACHER, PRECOND, axis_name=axis),
     "instant, dropping out": lambda axis: mm.instant(Dropping(TEACHER), axis_name=axis),
+    "joint": lambda axis: mm.joint_loss(TEACHER, axis_name=axis),
     "instant, by a difference": lambda axis: mm.instant(TEACHER, tangent=mm.central_difference, axis_name=axis),
     "instant, in reverse": lambda axis: mm.instant(TEACHER, tangent=mm.reverse_mode, axis_name=axis),
 }
@@ -56,7 +57,8 @@ def assert_near(ours, theirs, atol):
 def test_sharded_is_whole(name, axis_type):
     """Three updates of SGD with clipping, which both see the gradient's scale; conditioning is spread too."""
     whole, spread = eqx.filter_jit(step_over(None)), mm.data_parallel(step_over("data"), mesh(axis_type))
-    model, state = theirs, their_state = STUDENT, OPTIMIZER.init(eqx.filter(STUDENT, eqx.is_inexact_array))
+    model = theirs = moving(name, STUDENT, AUX)
+    state = their_state = OPTIMIZER.init(eqx.filter(model, eqx.is_inexact_array))
     for n in range(3):
         key = jax.random.fold_in(KEY, n)
         model, state, value, grads = spread(LOSSES[name]("data"), model, state, X, key, COND)
@@ -75,10 +77,11 @@ def test_the_gradients_are_those_of_a_mapped_axis(name, check_vma):
     """`jax.vmap(axis_name=...)`, another path to the same collectives, whether or not replication is tracked."""
     gradient = mm.value_and_grad(LOSSES[name]("data"), "data")
     mapped = jax.vmap(gradient, in_axes=(None, 0, None), out_axes=None, axis_name="data", axis_size=4)
-    by_map = jax.jit(mapped)(STUDENT, X.reshape(4, 4, 3), KEY)
+    model = moving(name, STUDENT, AUX)
+    by_map = jax.jit(mapped)(model, X.reshape(4, 4, 3), KEY)
     spec = (P(), P("data"), P())
     by_mesh = jax.jit(jax.shard_map(gradient, mesh=mesh(), in_specs=spec, out_specs=P(), check_vma=check_vma))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), by_mesh(STUDENT, X, KEY), by_map)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), by_mesh(model, X, KEY), by_map)
 
 
 @pytest.mark.parametrize("name", ["denoising", "student", "instant", "instant, by a difference"])
