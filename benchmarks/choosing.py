@@ -53,7 +53,7 @@ def main(source: str, target: str) -> None:
         phase = distillation(config, dataset, teacher, jax.random.key(config.seed))
         with tempfile.TemporaryDirectory() as place, contextlib.closing(phase.examples):
             state = train(phase, Journal(Folder(Path(place)), phase.name, 0, {}), config.updates)
-        student = state.players["student"].model
+        student = state.student
         row = {"changed": variant}
         for name, model, kernel in [
             ("student", student, KERNELS[config.kernel]),

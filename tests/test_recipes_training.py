@@ -121,7 +121,7 @@ def dying(monkeypatch, at: int):
             pytest.fail("nothing died")
 
 
-@pytest.mark.parametrize("name", PHASES)
+@pytest.mark.parametrize("name", [*PHASES, "joint"])
 def test_a_phase_that_died_goes_on_as_if_it_never_had(name, tmp_path, monkeypatch, one_device):
     """Twice, with losses on disk that are younger than the last checkpoint: weights, counts, losses, bit for bit."""
     whole = trained(tmp_path / "whole", phase_of(name))
@@ -158,6 +158,26 @@ def test_the_loop_is_the_plain_one(tmp_path, one_device):
     for name, model in (("student", student), ("auxiliary", aux)):
         for a, b in zip(jax.tree.leaves(ours.players[name].model), jax.tree.leaves(model), strict=True):
             assert not eqx.is_array(a) or np.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_jointly_both_players_move_as_if_each_were_alone(tmp_path, one_device):
+    """One rollout for both, and an optimiser for each."""
+    ours = trained(tmp_path, phase_of("joint"))
+    teacher = student = aux = mm.Denoiser(network().net)
+    optimizer = mm.paper_optimizer(1e-3, 14, warmup=1)
+    states = [optimizer.init(eqx.filter(teacher, eqx.is_inexact_array))] * 2
+    update = eqx.filter_jit(lambda loss, model, state, *batch: _plain(optimizer, loss, model, state, *batch))
+    with contextlib.closing(batches(DATA, 8, 1, hidden=0.0)) as examples:
+        for n in range(14):
+            (x, cond), key = next(examples), jax.random.fold_in(jax.random.key(1), n)
+            rollout = mm.Rollout(mm.CosineSchedule(), 2)
+            losses = mm.moment_match(teacher, student, aux, rollout=rollout, weight=mm.flat_weight)
+            student, states[0] = update(losses.student, student, states[0], x, key, cond)
+            aux, states[1] = update(losses.aux, aux, states[1], x, key, cond)
+    for a, b in zip(
+        jax.tree.leaves((ours.student, ours.players["student"].model[1])), jax.tree.leaves((student, aux)), strict=True
+    ):
+        assert not eqx.is_array(a) or np.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def _plain(optimizer, loss, model, state, x, key, cond):

@@ -72,7 +72,7 @@ def _student(config: Run, dataset: Dataset, folder: Folder, run: dict[str, Any],
     journal = Journal(folder, "distillation", config.teacher_updates, _told(config, run))
     trial = Trial(config.evaluate_every, partial(distance, config, dataset)) if config.evaluate_every else None
     state = _trained(distillation(config, dataset, teacher, key), journal, config, trial)
-    student = state.players["student"].model
+    student = state.student
     folder.remove("report.json")
     folder.write_weights("student.eqx", student)
     if not journal.distances:

@@ -76,10 +76,8 @@ def teaching(config: Run, dataset: Dataset, network: mm.Denoiser, key: PRNGKeyAr
 def distillation(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGKeyArray) -> Phase:
     """A student of the teacher, by the configured algorithm, from the teacher's own weights."""
     guided = guide(config, dataset, teacher)
-    told = (config, guided, teacher, key)
-    turns, losses, optimizer, state, prepare = (
-        _alternating(*told) if config.algorithm == "alternating" else _instant(*told)
-    )
+    algorithm = {"alternating": _alternating, "joint": _joint, "instant": _instant}[config.algorithm]
+    turns, losses, optimizer, state, prepare = algorithm(config, guided, teacher, key)
     return Phase(
         "distillation",
         config.algorithm,
@@ -107,6 +105,17 @@ def _alternating(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArr
 
     players = {name: player(teacher, optimizer) for name in ("auxiliary", "student")}
     return ("auxiliary", "student"), losses, optimizer, State(players, key), None
+
+
+def _joint(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
+    own = mm.paper_optimizer(config.learning_rate, config.updates, warmup=_warmup(config.updates))
+    optimizer = optax.partition({"student": own, "auxiliary": own}, ("student", "auxiliary"))
+
+    def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
+        return {"student": mm.joint_loss(guided, **_settings(config), axis_name=axis_name)}
+
+    state = State({"student": player((teacher, teacher), optimizer)}, key)
+    return ("student",), losses, optimizer, state, None
 
 
 def _instant(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:

@@ -17,6 +17,7 @@ class Preset:
     teacher_batch: int
     teacher_learning_rate: float
     alternating: dict[str, Any]
+    joint: dict[str, Any]
     instant: dict[str, Any]
 
 
@@ -26,6 +27,7 @@ PRESETS = {
         256,
         1e-3,
         alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
+        joint={"weight": "flat", "updates": 3000, "batch": 256, "learning_rate": 1e-3},
         instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4},
     ),
     "uvit": Preset(
@@ -33,6 +35,7 @@ PRESETS = {
         128,
         1e-3,
         alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 3e-4},
+        joint={"weight": "flat", "updates": 3000, "batch": 128, "learning_rate": 3e-4},
         instant={"weight": "flat", "updates": 4000, "batch": 256, "learning_rate": 1e-4},
     ),
 }

@@ -57,8 +57,8 @@ class Distill:
     """of a network's folder, which has no scheduler to tell"""
     teacher_betas: Literal["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"] | None = None
     """of a network's folder: the thousand steps it was trained with, in diffusers' names"""
-    algorithm: Literal["alternating", "instant"] = "alternating"
-    """Algorithm 2, with an auxiliary network, or Algorithm 3, without"""
+    algorithm: Literal["alternating", "joint", "instant"] = "alternating"
+    """Algorithm 2, with an auxiliary network, in turns or both at once, or Algorithm 3, without"""
     k: int = 8
     """steps that the student shall sample in"""
     schedule: Literal["cosine", "flow", "karras"] = "cosine"
@@ -74,7 +74,7 @@ class Distill:
     teacher_updates: int | None = None
     """updates of the teacher; None is the preset, or what the teacher in the folder had"""
     updates: int | None = None
-    """updates of the distillation, both players' together; None is the preset"""
+    """updates of the distillation, each of one player, or of both at once if joint; None is the preset"""
     batch: int | None = None
     """examples in a batch of the distillation, on all devices together; None is the preset"""
     micro_batches: int = 1

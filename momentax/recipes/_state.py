@@ -42,6 +42,12 @@ class State(NamedTuple):
     precond: Any = None
 
     @property
+    def student(self) -> Any:
+        """The student, which may share its turns with the auxiliary: a pair that moves at once."""
+        model = self.players["student"].model
+        return model[0] if isinstance(model, tuple) else model
+
+    @property
     def skipped(self) -> dict[str, int]:
         """How many updates of each player were skipped: waits for the device."""
         return {name: int(player.skips.total) for name, player in self.players.items()}

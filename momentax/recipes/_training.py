@@ -94,7 +94,7 @@ def _updater(phase: Phase, mesh: Mesh | None) -> Callable[[State, int, Batch], t
 def _judged(trial: Trial | None, journal: Journal, state: State, n: int, mesh: Mesh | None) -> float | None:
     if trial is None or (n + 1) % trial.every:
         return None
-    student = on_one(state.players["student"].model, mesh)
+    student = on_one(state.student, mesh)
     figure = trial.distance(student)
     if figure < min(journal.distances.values(), default=float("inf")):
         journal.folder.write_weights("student-best.eqx", student)
