@@ -8,6 +8,7 @@ network's forward pass, its value and gradient for a given cotangent, its value 
     denoising   G(n)
     student     G(n) of the student, F(n) of the teacher, F(n) of the auxiliary
     aux         F(n) of the student, F(n) of the teacher, G(n) of the auxiliary
+    joint       G(n) of the student, F(n) of the teacher, G(n) of the auxiliary, and the optimiser of both
     instant     F(n/2) of the student, G(n/2) of the teacher, G(n/2) of the student, J(n/2) of the teacher, and Lambda
 
 and of what every implementation does besides: one normal number per pixel of every noisy image, and the optimiser.
@@ -27,17 +28,21 @@ import jax.numpy as jnp
 from _measure import counted, record, size
 from _networks import OPTIMIZER, SHAPE, losses, players, selected, step_over
 
+import momentax as mm
+
 BATCH = 32
 FLOORS = {
     "denoising": {"gradient": 1, "noise": 1},
     "student": {"gradient": 1, "forward": 2, "noise": 2},
     "aux": {"gradient": 1, "forward": 2, "noise": 2},
+    "joint": {"gradient": 2, "forward": 1, "noise": 2, "optimiser": 2},
     "instant": {"half gradient": 2, "half forward": 1, "half tangent": 1, "Lambda": 1, "noise": 2},
 }
 HELD = {
     "denoising": ("gradient",),
     "student": ("gradient", "forward"),
     "aux": ("gradient",),
+    "joint": ("gradient", "gradient"),
     "instant": ("half gradient", "half tangent"),
 }
 
@@ -80,7 +85,7 @@ def parts(model, opt_state, precond):
 
 def compared(name, update, found, model):
     """An update's counts over the floor's."""
-    wanted = FLOORS[name] | {"optimiser": 1}
+    wanted = {"optimiser": 1} | FLOORS[name]
     of_networks = {part: times for part, times in wanted.items() if part not in ("noise", "optimiser")}
 
     def floor(kind, wanted):
@@ -105,8 +110,10 @@ def main(target: str, *names: str) -> None:
     for network, make in selected(names).items():
         model, state, precond = eqx.filter_eval_shape(players, make, jax.random.key(0))
         found = parts(model, state, precond)
-        for name, loss in losses(model, model, model, precond).items():
-            ours = counted(step_over(), loss, model, state, x, jax.random.key(0))
+        for name, loss in (losses(model, model, model, precond) | {"joint": mm.joint_loss(model)}).items():
+            moved = (model, model) if name == "joint" else model
+            state = eqx.filter_eval_shape(lambda moved: OPTIMIZER.init(eqx.filter(moved, eqx.is_inexact_array)), moved)
+            ours = counted(step_over(), loss, moved, state, x, jax.random.key(0))
             rows.append({"network": network, "update": name} | compared(name, ours, found, model))
             print(f"{network:<10}{name:<12}" + "".join(f"{rows[-1][column]:>10.3f}" for column in columns), flush=True)
             record(target, " ".join(["floor.py", target, *names]), batch=BATCH, rows=rows)

@@ -15,7 +15,7 @@ from momentax.recipes._command import run
 from momentax.recipes._data import Dataset, load
 from momentax.recipes._evaluation import distances
 from momentax.recipes._features import Features, _rows, features
-from momentax.recipes._figures import _floor, measured
+from momentax.recipes._figures import _floor, measured, reference
 from momentax.recipes._folder import Folder
 from momentax.recipes._presets import resolved
 from momentax.recipes._settings import Distill, as_json
@@ -124,7 +124,7 @@ def test_on_pixels_the_figures_are_the_reports_bit_for_bit(tmp_path):
     """And the others are the metrics' own."""
     data = load("digits")
     samples = 0.9 * data.x[200:240]
-    found = measured(features("pixels", data, None, Folder(tmp_path)), samples, data, None, 160)
+    found = measured(reference(features("pixels", data, None, Folder(tmp_path)), data, None, 40, 160), samples)
     assert {name: found[name] for name in ("frechet_distance", "precision", "recall")} == distances(samples, data)
     ours, theirs = samples.reshape(40, -1), data.x[:160].reshape(160, -1)
     assert (found["precision"], found["recall"]) == metrics.precision_recall(theirs, ours)
@@ -161,7 +161,8 @@ def test_samples_of_the_data_are_at_the_floor(tmp_path):
     """Frechet and kernel distance of both within a few tenths of those of noise."""
     data = halves(400)
     pixels = features("pixels", data, None, Folder(tmp_path))
-    near, far = (measured(pixels, x, data, None, 200) for x in (halves(100).x, images(100)))
+    against = reference(pixels, data, None, 100, 200)
+    near, far = (measured(against, x) for x in (halves(100).x, images(100)))
     assert abs(near["kernel_distance"] - near["floor"]["kernel_distance"]) < far["kernel_distance"] / 10
     assert abs(near["frechet_distance"] - near["floor"]["frechet_distance"]) < far["frechet_distance"] / 5
     assert near["floor"]["samples"] == 100
@@ -169,7 +170,8 @@ def test_samples_of_the_data_are_at_the_floor(tmp_path):
 
 
 def test_few_samples_against_many_images_have_a_kernel_distance():
-    found = measured(PIXELS, images(16, side=2), Dataset("many", images(9900, side=2), None, 0, ""), None, 9800)
+    many = Dataset("many", images(9900, side=2), None, 0, "")
+    found = measured(reference(PIXELS, many, None, 16, 9800), images(16, side=2))
     assert np.isfinite(found["kernel_distance_stderr"])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ._data import load, test_split
 from ._evaluation import labels_like
 from ._features import features
-from ._figures import measured
+from ._figures import measured, reference
 from ._finished import opened
 from ._folder import Folder
 from ._formats import require
@@ -104,7 +104,7 @@ def run_evaluate(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> None:
         for name, made in chosen.items():
             told = {"model": config.model, "k": finished.k} | _sampler(config) | {"seed": config.seed}
             file = "-".join(["evaluation", *map(str, told.values()), *([] if name == "pixels" else [name])]) + ".json"
-            told |= measured(made, drawn, finished.data, test, images)
+            told |= measured(reference(made, finished.data, test, len(drawn), images), drawn)
             folder.write_json(file, told)
             print(f"{compared(told)}\n{folder.path / file}")
 

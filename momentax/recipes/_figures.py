@@ -1,6 +1,6 @@
 """Figures of samples against images of the data, and the floor: the same figures of the data against themselves."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Real
@@ -24,24 +24,31 @@ def near(samples: Rows, images: Others) -> dict[str, float]:
     }
 
 
-def measured(
-    features: Features, samples: Float32[np.ndarray, "n c h w"], dataset: Dataset, test: Dataset | None, images: int
-) -> dict[str, Any]:
-    """Every figure of n samples against the first `images` of the data, what it is of, and the floor.
+class Reference(NamedTuple):
+    """What any n samples are measured against: features, the first images of the data by them, and the floor.
 
-    The floor is between n images of the test split, or as many as it has, and the same images of the data; of data
-    without one between two disjoint parts of its first `n + images`, of these sizes or of half of what there is.
+    The floor is the same figures between n images of the test split, or as many as it has, and the same images of the
+    data; of data without one between two disjoint parts of its first `n + images`, of these sizes or of half of what
+    there is.
     """
-    ours = features.rows(samples)
-    first, second, data = _floor(features, len(samples), dataset, test, images)
+
+    features: Features
+    data: Rows
+    floor: dict[str, Any]
+
+
+def reference(features: Features, dataset: Dataset, test: Dataset | None, samples: int, images: int) -> Reference:
+    """That of so many samples and so many images."""
+    first, second, data = _floor(features, samples, dataset, test, images)
+    of = {"samples": len(first), "images": len(second), "of": "training split" if test is None else "test split"}
+    return Reference(features, data, of | _figures(features, first, second))
+
+
+def measured(reference: Reference, samples: Float32[np.ndarray, "n c h w"]) -> dict[str, Any]:
+    """Every figure of the samples, what it is of, and the floor."""
+    features, data, floor = reference
     of = {"samples": len(samples), "images": len(data)}
-    floor = {"samples": len(first), "images": len(second), "of": "training split" if test is None else "test split"}
-    return {
-        **features.told,
-        **of,
-        **_figures(features, ours, data),
-        "floor": floor | _figures(features, first, second),
-    }
+    return {**features.told, **of, **_figures(features, features.rows(samples), data), "floor": floor}
 
 
 def _floor(

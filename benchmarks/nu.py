@@ -1,0 +1,158 @@
+"""Where shall the instant loss take its nu from, at equal compute?
+
+    python benchmarks/nu.py runs/digits docs/results/nu.json [VARIANT ...]
+
+takes the teacher of a finished run (`make distill`), distils it by Algorithm 3 for 2,000 updates at what 1,024
+examples cost, in halves, with an estimated Lambda and a first moment (the best of `instant.py`), and prints one table:
+the Frechet distance of 5,000 samples in 8 steps to the data, on pixels, and the mean value of the loss in the last
+tenth. An example costs 4 forward passes for nu (the student's, the teacher's gradient), 5 for what it is used on, and
+3 more for equation (10).
+
+    halves          as `momentax.instant` does
+    more for nu     896 examples for nu, 204 for the rest;  `less for nu` 256 and 716
+    averaged        nu is the moving mean of the last 10 or 100 updates'
+    equation (10)   the teacher's gradient on data, noised likewise, is subtracted
+    own weight      nu under the weight that the teacher was trained with, the rest flat
+    Adam's          Lambda of the optimiser's state after a thousand more updates of the teacher, at rate 0
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+import momentax as mm
+from momentax._judge import dot, predictions, weights
+from momentax.recipes._batches import batches
+from momentax.recipes._data import load
+from momentax.recipes._evaluation import distances, draw
+from momentax.recipes._folder import Folder
+from momentax.recipes._report import versions
+from momentax.recipes._teacher import network
+
+UPDATES, BATCH, RATE = 2000, 1024, 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How many examples are for nu and for the rest, how long nu is averaged, and what it is the gradient of."""
+
+    of_nu: int = 512
+    of_rest: int = 512
+    memory: float = 0.0
+    minus_data: bool = False
+    weight: Any = mm.flat_weight
+    precond: str = "estimated"
+
+
+VARIANTS = {
+    "halves": Variant(),
+    "more for nu": Variant(896, 204),
+    "less for nu": Variant(256, 716),
+    "averaged, 10": Variant(memory=0.9),
+    "averaged, 100": Variant(memory=0.99),
+    "equation (10)": Variant(384, 384, minus_data=True),
+    "own weight": Variant(weight=mm.v_weight),
+    "Adam's": Variant(precond="adam"),
+    "identity": Variant(precond="identity"),
+}
+SCHEDULE = mm.CosineSchedule()
+ROLLOUT = mm.Rollout(SCHEDULE)
+
+
+def error(teacher, drawn, weight):
+    """The teacher's loss on a draw, and how it is weighed."""
+    x_hat = predictions(teacher, drawn)
+    return jnp.mean(weights(weight, drawn, x_hat) * jnp.sum((drawn.x - x_hat) ** 2, axis=(1, 2, 3)))
+
+
+def nu_of(teacher, student, variant, x, key, cond):
+    """The teacher's gradient on what the student makes of the examples, less that on the examples."""
+    drawn = jax.lax.stop_gradient(ROLLOUT(student, x, key, cond))
+    gradient = eqx.filter_grad(error)(teacher, drawn, variant.weight)
+    if not variant.minus_data:
+        return gradient
+    real = mm.Forward(SCHEDULE)(x, jax.random.fold_in(key, 1), cond)
+    return jax.tree.map(jnp.subtract, gradient, eqx.filter_grad(error)(teacher, real, variant.weight))
+
+
+def value_of(student, teacher, nu, x, key, cond):
+    """Algorithm 3's value with its sign restored, for a given nu."""
+    drawn = ROLLOUT(student, x, key, cond)
+    moving, fixed = eqx.partition(teacher, eqx.is_inexact_array)
+    target, tangent = jax.jvp(lambda moving: predictions(eqx.combine(moving, fixed), drawn), (moving,), (nu,))
+    target, tangent = jax.lax.stop_gradient((target, tangent))
+    return jnp.mean(dot(target - drawn.x, tangent))
+
+
+@eqx.filter_jit
+def update(teacher, precond, student, state, mean, optimizer, variant, x, key, cond):
+    """Moves the student; `mean` is the moving one of nu, without the bias of its start."""
+    keys, n = jax.random.split(key), variant.of_nu
+    first, second = (jax.tree.map(lambda leaf, own=own: leaf[own], (x, cond)) for own in (slice(n), slice(n, None)))
+    total, count = mean
+    nu = precond(nu_of(teacher, student, variant, first[0], keys[0], first[1]))
+    total = jax.tree.map(lambda old, new: variant.memory * old + (1 - variant.memory) * new, total, nu)
+    count = variant.memory * count + (1 - variant.memory)
+    nu = jax.tree.map(lambda leaf: leaf / count, total)
+    value, grads = eqx.filter_value_and_grad(value_of)(student, teacher, nu, second[0], keys[1], second[1])
+    changes, state = optimizer.update(grads, state)
+    return eqx.apply_updates(student, changes), state, (total, count), value
+
+
+def preconditioner(kind, teacher, examples, key):
+    """Lambda, of the teacher's loss on data."""
+    if kind == "identity":
+        return mm.identity
+    loss = mm.denoising_loss(schedule=SCHEDULE, weight=mm.flat_weight if kind == "estimated" else mm.v_weight)
+    if kind == "estimated":
+        return mm.estimate_preconditioner(loss, teacher, (next(examples) for _ in range(100)), key)
+    adam = optax.scale_by_adam()
+    state = adam.init(eqx.filter(teacher, eqx.is_inexact_array))
+    step = eqx.filter_jit(
+        lambda state, x, key, cond: adam.update(mm.value_and_grad(loss)(teacher, x, key, cond)[1], state)
+    )
+    for n in range(1000):
+        x, cond = next(examples)
+        _, state = step(state, x, jax.random.fold_in(key, n), cond)
+    return mm.adam_preconditioner(state)
+
+
+def distilled(dataset, teacher, variant):
+    """A student after the updates, and the mean value of the loss in the last tenth of them."""
+    key = jax.random.key(0)
+    examples = batches(dataset, variant.of_nu + variant.of_rest, 1, hidden=0.0)
+    precond = preconditioner(variant.precond, teacher, examples, key)
+    optimizer = mm.paper_optimizer(RATE, UPDATES, warmup=100, b1=0.9)
+    student, moving = teacher, eqx.filter(teacher, eqx.is_inexact_array)
+    state, mean, values = optimizer.init(moving), (jax.tree.map(jnp.zeros_like, moving), jnp.zeros(())), []
+    for n in range(UPDATES):
+        x, cond = next(examples)
+        told = (optimizer, variant, x, jax.random.fold_in(key, n), cond)
+        student, state, mean, value = update(teacher, precond, student, state, mean, *told)
+        values.append(value)
+    examples.close()
+    return student, float(jnp.mean(jnp.stack(values[-UPDATES // 10 :])))
+
+
+def main(source: str, target: str, *names: str) -> None:
+    """Prints the table row by row and writes it, with what made it."""
+    dataset, rows = load("digits"), {}
+    teacher = Folder(Path(source)).read_weights("teacher.eqx", network(dataset, jax.random.key(0)))
+    for name in names or VARIANTS:
+        student, value = distilled(dataset, teacher, VARIANTS[name])
+        samples = draw(student, 8, "cosine", mm.conditional_posterior, dataset, 5000, 0)
+        rows[name] = {"frechet_distance": round(distances(samples, dataset)["frechet_distance"], 4), "value": value}
+        print(f"{name:<16}{rows[name]['frechet_distance']:>8.3f}{value:>12.3g}", flush=True)
+        told = {"command": f"python benchmarks/nu.py {source} {target}", "seed": 0, "versions": versions()}
+        Path(target).write_text(json.dumps(told | {"updates": UPDATES, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
