@@ -20,6 +20,8 @@ def draw_curves(target: Path, rows: list[dict[str, Any]]) -> None:
             points = [(point["rounds"], point[key]) for point in row["curve"] if point.get(key, 0) > 0]
             axis.plot(*zip(*points, strict=True), color=style, label={"value": "loss, as met"}.get(key, key))
         axis.grid(visible=True, alpha=0.2)
+    for axis in axes.ravel():
+        axis.set_visible(axis.has_data())
     axes[0, 0].legend(fontsize=8)
     figure.savefig(target, format="png")
     Image.open(target).convert("RGB").quantize(16).save(target, optimize=True)
