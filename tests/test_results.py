@@ -1,10 +1,17 @@
 """The figures in the documentation are those of the recorded reports, and those say how to make them again."""
 
+import importlib
 import json
 import pathlib
 import statistics
 
+import numpy as np
 import pytest
+import tyro
+
+from momentax.recipes._data import Dataset
+from momentax.recipes._presets import resolved
+from momentax.recipes._settings import Distill
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -74,3 +81,25 @@ def test_a_report_says_how_to_make_it_again(path):
     assert report["command"].startswith("momentax distill --data")
     assert {"momentax", "jax", "equinox", "optax", "numpy", "python"} <= set(report["versions"])
     assert report["configuration"]["seed"] == report["seed"]
+
+
+@pytest.fixture
+def plan(monkeypatch):
+    """What the paper's experiments are made of."""
+    monkeypatch.syspath_prepend(str(RESULTS / "paper"))
+    return importlib.import_module("plan")
+
+
+@pytest.mark.parametrize("data", ["fashion-mnist", "emoji"])
+def test_every_run_of_the_papers_experiments_is_a_command(plan, data):
+    """Of one teacher, with options that exist and fit; and what is drawn is drawn of one of them."""
+    shape = (4, 1, 28, 28) if data == "fashion-mnist" else (4, 3, 32, 32)
+    dataset = Dataset(data, np.zeros(shape, np.float32), np.arange(4, dtype=np.int32), 4, "none")
+    runs = {name: resolved(tyro.cli(Distill, args=told), dataset) for name, told in plan.runs(data).items()}
+    assert next(iter(runs)) == plan.FIRST
+    assert len({run.teacher_updates for run in runs.values()}) == 1
+    assert len(set(runs.values())) == len(runs)
+    drawings = plan.drawings(data)
+    assert len({drawing.name for drawing in drawings}) == len(drawings)
+    assert {drawing.run for drawing in drawings} == set(runs)
+    assert all(drawing.k == runs[drawing.run].k for drawing in drawings if drawing.model == "student")
