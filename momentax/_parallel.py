@@ -7,8 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
@@ -144,13 +145,27 @@ def _placed(tree: PyTree[Any], mesh: Mesh, spec: Callable[[Any], P]) -> PyTree[A
             return leaf
         sharding = NamedSharding(mesh, spec(leaf))
         if isinstance(leaf, Tracer):
-            return jax.device_put(leaf, sharding)
+            return _constrained(leaf, sharding)
         if getattr(leaf, "sharding", None) == sharding:
             return leaf
         here = sharding.is_fully_addressable or not getattr(leaf, "is_fully_addressable", True)
         return jax.device_put(leaf, sharding) if here else _global(leaf, sharding)
 
     return jax.tree.map(place, tree)
+
+
+def _constrained(leaf: Any, sharding: NamedSharding) -> Any:
+    """Inside a program, where `jax.device_put` binds the compiler on explicit axes only."""
+    types = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+
+    def over(axis_type):
+        return P(*(axis if types.get(axis) == axis_type else None for axis in sharding.spec))
+
+    if AxisType.Explicit in types.values():
+        leaf = jax.sharding.reshard(leaf, NamedSharding(sharding.mesh, over(AxisType.Explicit)))
+    if AxisType.Auto in types.values():
+        leaf = lax.with_sharding_constraint(leaf, NamedSharding(sharding.mesh, over(AxisType.Auto)))
+    return leaf
 
 
 def _is_struct(leaf: Any) -> bool:

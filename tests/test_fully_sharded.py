@@ -123,6 +123,20 @@ def test_every_large_array_stays_in_pieces():
         assert local == (leaf.size // 4 if leaf.ndim == 2 else leaf.size)
 
 
+@pytest.mark.parametrize("place", [*MESHES, "auto last"])
+def test_what_a_step_makes_anew_is_in_pieces_too(place):
+    """An array that no sharded one went into, which the compiler would leave whole on every device; a small one is."""
+    shape, axes, axis_types = (MESHES | {"auto last": ((2, 4), ("rows", "cols"), [EXPLICIT, AUTO])})[place]
+
+    def step(loss, model, state, x, key):
+        return jnp.full((8, 8), jnp.sum(x)), jnp.sum(x)
+
+    taken = mm.fully_sharded(step, mesh_of(shape, axes, axis_types), axes)
+    made, total = taken(LOSSES["aux"](axes), STUDENT, None, X, KEY)
+    assert made.addressable_shards[0].data.shape == (2, 8)
+    assert total.is_fully_replicated
+
+
 @pytest.mark.parametrize("place", ["line", "explicit", "plane"])
 def test_a_step_is_compiled_once(place):
     """From arrays on one device, then from its own results: the placement is the same."""
