@@ -140,43 +140,39 @@ def _never(*_):
 
 
 def test_the_loop_is_the_plain_one(tmp_path, one_device):
-    """Algorithm 2 as it is written, with optax's own updates: XLA may fuse them otherwise, at 1e-7."""
+    """XLA may fuse optax's own updates otherwise, at 1e-7."""
     ours = trained(tmp_path, phase_of("alternating"))
-    teacher = student = aux = mm.Denoiser(network().net)
-    optimizer = mm.paper_optimizer(1e-3, 7, warmup=0)
-    states = dict.fromkeys(("student", "aux"), optimizer.init(eqx.filter(teacher, eqx.is_inexact_array)))
-    update = eqx.filter_jit(lambda loss, model, state, *batch: _plain(optimizer, loss, model, state, *batch))
-    with contextlib.closing(batches(DATA, 8, 1, hidden=0.0)) as examples:
-        for n in range(14):
-            (x, cond), key = next(examples), jax.random.fold_in(jax.random.key(1), n)
-            rollout = mm.Rollout(mm.CosineSchedule(), 2)
-            losses = mm.moment_match(teacher, student, aux, rollout=rollout, weight=mm.flat_weight)
-            if n % 2:
-                student, states["student"] = update(losses.student, student, states["student"], x, key, cond)
-            else:
-                aux, states["aux"] = update(losses.aux, aux, states["aux"], x, key, cond)
-    for name, model in (("student", student), ("auxiliary", aux)):
-        for a, b in zip(jax.tree.leaves(ours.players[name].model), jax.tree.leaves(model), strict=True):
-            assert not eqx.is_array(a) or np.allclose(a, b, rtol=1e-5, atol=1e-7)
+    theirs = plainly(mm.paper_optimizer(1e-3, 7, warmup=0), lambda n: ("student",) if n % 2 else ("auxiliary",))
+    assert_near({name: player.model for name, player in ours.players.items()}, theirs)
 
 
 def test_jointly_both_players_move_as_if_each_were_alone(tmp_path, one_device):
     """One rollout for both, and an optimiser for each."""
     ours = trained(tmp_path, phase_of("joint"))
-    teacher = student = aux = mm.Denoiser(network().net)
-    optimizer = mm.paper_optimizer(1e-3, 14, warmup=1)
-    states = [optimizer.init(eqx.filter(teacher, eqx.is_inexact_array))] * 2
+    theirs = plainly(mm.paper_optimizer(1e-3, 14, warmup=1), lambda n: ("student", "auxiliary"))
+    assert_near({"student": ours.student, "auxiliary": ours.players["student"].model[1]}, theirs)
+
+
+def plainly(optimizer, turns):
+    """Algorithm 2 as it is written, with optax's own updates, of those whose turn it is; the players after it."""
+    teacher, names = mm.Denoiser(network().net), ("student", "auxiliary")
+    players = dict.fromkeys(names, teacher)
+    states = dict.fromkeys(names, optimizer.init(eqx.filter(teacher, eqx.is_inexact_array)))
     update = eqx.filter_jit(lambda loss, model, state, *batch: _plain(optimizer, loss, model, state, *batch))
     with contextlib.closing(batches(DATA, 8, 1, hidden=0.0)) as examples:
         for n in range(14):
             (x, cond), key = next(examples), jax.random.fold_in(jax.random.key(1), n)
             rollout = mm.Rollout(mm.CosineSchedule(), 2)
-            losses = mm.moment_match(teacher, student, aux, rollout=rollout, weight=mm.flat_weight)
-            student, states[0] = update(losses.student, student, states[0], x, key, cond)
-            aux, states[1] = update(losses.aux, aux, states[1], x, key, cond)
-    for a, b in zip(
-        jax.tree.leaves((ours.student, ours.players["student"].model[1])), jax.tree.leaves((student, aux)), strict=True
-    ):
+            losses = mm.moment_match(teacher, *players.values(), rollout=rollout, weight=mm.flat_weight)
+            own = dict(zip(names, losses, strict=True))
+            moved = {name: update(own[name], players[name], states[name], x, key, cond) for name in turns(n)}
+            players |= {name: model for name, (model, _) in moved.items()}
+            states |= {name: state for name, (_, state) in moved.items()}
+    return players
+
+
+def assert_near(ours, theirs):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert not eqx.is_array(a) or np.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
