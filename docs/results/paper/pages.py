@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import FIRST, GUIDANCE, SEEDS
+from plan import FIRST, GUIDANCE, SEEDS, STEPS
 
 from momentax import checkpoint
 from momentax.recipes._folder import Folder
@@ -28,6 +28,7 @@ COLUMNS = {
     "recall": ("efficientnet", "recall", "{:.3f}"),
     "sliced W, pixels": ("pixels", "sliced_wasserstein", "{:.4f}"),
 }
+SCALES = GUIDANCE["fashion-mnist"]
 Figures = dict[str, dict[str, Any]]
 
 
@@ -51,7 +52,7 @@ def steps(told: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Tables 1 and 2 of the paper: the data's floor, the teacher, the students."""
     found, rows = told["figures"], {"the data's own test images": [_floor(told)]}
     rows |= {name: [of] for name, of in found.items() if name.startswith("teacher, ")}
-    for algorithm, ks in (("alternating", (8, 4, 2, 1)), ("instant", (8, 4))):
+    for algorithm, ks in STEPS[told["data"]].items():
         for k in ks:
             of = [found[name] for seed in SEEDS if (name := f"{algorithm}-{k}-{seed}") in found]
             seeds = f", {len(of)} seeds" if len(of) > 1 else ""
@@ -77,7 +78,7 @@ def guidance(found: Figures) -> dict[str, dict[float, dict[str, Any]]]:
         "alternating, 8 steps": FIRST,
         "instant, 8 steps": "instant-8-0",
     }
-    names = {model: {0.0: without[model]} | {scale: name(scale) for scale in GUIDANCE} for model, name in who.items()}
+    names = {model: {0.0: without[model]} | {scale: name(scale) for scale in SCALES} for model, name in who.items()}
     return {model: {w: found[name] for w, name in of.items() if name in found} for model, of in names.items()}
 
 
@@ -85,7 +86,7 @@ def guidance_table(found: Figures) -> str:
     """Quality and fidelity at every scale."""
     lines = ["| guidance | " + " | ".join(f"{model}: FD | agreement" for model in guidance(found)) + " |"]
     lines.append("|---" * (1 + 2 * len(guidance(found))) + "|")
-    for scale in (0.0, *GUIDANCE):
+    for scale in (0.0, *SCALES):
         cells = [of.get(scale) for of in guidance(found).values()]
         shown = (
             f"{of['efficientnet']['frechet_distance']:.2f} | {of['agreement']:.3f}" if of else " | " for of in cells
@@ -148,13 +149,14 @@ def main(place: str, source: str) -> None:
     """Prints the tables and draws the pictures."""
     told, folder, runs = json.loads(Path(source).read_text()), Folder(Path(source).parent), Path(place)
     data, found = Path(source).stem, told["figures"]
-    print(table(steps(told)), table(kernels(found)), guidance_table(found), sep="\n\n")
+    print(table(steps(told)), table(kernels(found)), guidance_table(found) if GUIDANCE[data] else "", sep="\n\n")
     shown = {f"teacher, {k} steps": f"teacher, {k} steps" for k in (1024, 256, 64, 8)}
     shown |= {f"{name}, {k} steps": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))
     of_kernels = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
     plot_samples(folder, f"{data}-kernels.png", pictures(runs, of_kernels, 7))
-    draw_guidance(found, folder.path / f"{data}-guidance.png")
+    if GUIDANCE[data]:
+        draw_guidance(found, folder.path / f"{data}-guidance.png")
     finished = [name for name in (FIRST, "alternating-1-0", "instant-8-0") if (runs / name / "losses.jsonl").exists()]
     draw_losses(runs, finished, folder.path / f"{data}-losses.png")
 

@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 
 SEEDS = (0, 1, 2)
-GUIDANCE = (0.1, 0.5, 1.0, 3.0)
+STEPS = {
+    "fashion-mnist": {"alternating": (8, 4, 2, 1), "instant": (8, 4)},
+    "emoji": {"alternating": (8, 2), "instant": (8,)},
+}
+GUIDANCE = {"fashion-mnist": (0.1, 0.5, 1.0, 3.0), "emoji": ()}
 FIRST = "alternating-8-0"
 
 TRAINING = {
@@ -42,14 +46,13 @@ class Drawing:
 def runs(data: str) -> dict[str, list[str]]:
     """The arguments of every `momentax distill`, by the folder of the run; all have the first one's teacher."""
     of_seed = [
-        {f"alternating-{k}-{seed}": ("alternating", k, seed, []) for k in (8, 4, 2, 1)}
-        | {f"instant-{k}-{seed}": ("instant", k, seed, []) for k in (8, 4)}
+        {f"{algorithm}-{k}-{seed}": (algorithm, k, seed, []) for algorithm, ks in STEPS[data].items() for k in ks}
         for seed in SEEDS
     ]
     kernels = {f"alternating-8-0-{name}": ("alternating", 8, 0, ["--kernel", name]) for name in ("renoise", "ddim")}
     guided = {
         f"{algorithm}-8-0-guided-{scale:g}": (algorithm, 8, 0, ["--guidance", f"{scale:g}"])
-        for scale in GUIDANCE
+        for scale in GUIDANCE[data]
         for algorithm in ("alternating", "instant")
     }
     plan = of_seed[0] | kernels | guided | of_seed[1] | of_seed[2]
@@ -63,7 +66,7 @@ def drawings(data: str) -> list[Drawing]:
     teacher += [Drawing(FIRST, 8, "teacher", {"kernel": "ddim"})]
     teacher += [Drawing(FIRST, k, "teacher", how) for k in (8, 64) for how in noise]
     students = [Drawing(run, int(run.split("-")[1])) for run in runs(data)]
-    guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 64, "teacher") for scale in GUIDANCE]
+    guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 64, "teacher") for scale in GUIDANCE[data]]
     long = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
     return teacher + students + guided + long
 
