@@ -4,8 +4,9 @@
     python docs/results/paper/experiments.py measure fashion-mnist runs/fashion-mnist docs/results/paper
 
 `plan.py` says what there is. `distil` makes what is missing, run by run; a second process beside the first takes other
-runs. `measure` draws 10,000 samples from every network of the runs that are finished and writes their figures one by
-one to a file of the data's name; those that it has are not made again.
+runs; a signal stops it, and the same command goes on. `measure` draws 10,000 samples from every network of the runs
+that are finished and writes their figures one by one to a file of the data's name; those that it has are not made
+again.
 """
 
 import json
@@ -45,8 +46,10 @@ def distil(data: str, place: Path) -> None:
                 shutil.copy(place / FIRST / file, folder / file)
         try:
             run(["distill", *arguments, "--output", str(folder)])
-        except SystemExit as refused:
-            print(f"{name}: {refused}", flush=True)
+        except SystemExit as ended:
+            if not isinstance(ended.code, str):
+                raise
+            print(f"{name}: {ended.code}", flush=True)
 
 
 def measure(data: str, place: Path, target: Path) -> None:
