@@ -80,6 +80,9 @@ def joint_loss(
     Value: `student_loss`'s. Gradient: a pair, of `student_loss` with respect to the student and of `aux_loss` with
     respect to the auxiliary, both at the same draw and before either has moved. They are two players of a game, not one
     objective: give each its own optimiser, or one that does not mix them (a clip by the global norm does).
+
+    Raises:
+        TypeError: when called, for a model that is not a pair.
     """
     return _Joint(teacher, over(rollout, axis_name), weight, divergence)
 
@@ -135,7 +138,7 @@ class _Joint(AbstractLoss):
     def __call__(
         self, players: tuple[Model, Model], x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        student, aux = players
+        student, aux = _pair(players)
         draw = self.draws(student, x, key, cond)
         still = lax.stop_gradient(draw)
         target, average = lax.stop_gradient(predictions(self.teacher, still)), predictions(aux, still)
@@ -143,6 +146,15 @@ class _Joint(AbstractLoss):
         auxiliary = _aux_value(w, self.divergence, still, target, average)
         readable = _student_value(w, self.divergence, draw, target, lax.stop_gradient(average))
         return readable + (auxiliary - lax.stop_gradient(auxiliary))
+
+
+def _pair(players: Any) -> tuple[Model, Model]:
+    if not isinstance(players, tuple) or len(players) != 2:
+        raise TypeError(
+            f"needs a pair (student, aux) for the joint loss; got {type(players).__name__};"
+            " do call it, or the gradient of it, with (student, aux)"
+        )
+    return players
 
 
 def _student_value(

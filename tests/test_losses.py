@@ -258,6 +258,7 @@ BAD_CALLS = {
     "empty batch": (mm.instant(TEACHER), (X[:0], KEY), ValueError, "n >= 1"),
     "one example": (mm.student_loss(TEACHER, AUX), (jnp.float64(1.0), KEY), ValueError, "shape"),
     "cond of another length": (mm.instant(TEACHER), (X, KEY, {"a": X[:4]}), ValueError, r"cond\['a'\]"),
+    "one player of two": (mm.joint_loss(TEACHER), (X, KEY), TypeError, r"pair \(student, aux\)"),
     "teacher of another shape": (mm.student_loss(WrongShape(), AUX), (X, KEY), ValueError, "WrongShape"),
     "instant teacher of another shape": (mm.instant(WrongShape()), (X, KEY), ValueError, "WrongShape"),
 }
