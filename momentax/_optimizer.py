@@ -22,8 +22,10 @@ def paper_optimizer(
         updates: after how many the rate is zero, the warm-up's included.
         warmup: updates from zero to `learning_rate`; fewer than `updates`.
         clip: the largest global norm of a gradient.
-        b1: of the first moment, which the paper does without; above zero this is Adam in full.
+        b1: of the first moment, which the paper does without; above zero, and below one, this is Adam in full.
     """
+    if not 0 <= b1 < 1:
+        raise ValueError(f"needs 0 <= b1 < 1; got {b1!r}; do take 0, or 0.9")
     if not (learning_rate > 0 and 0 <= warmup < updates):
         raise ValueError(
             "needs a positive learning rate and 0 <= warmup < updates;"

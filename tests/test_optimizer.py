@@ -102,3 +102,9 @@ def _bytes(tree):
 def test_settings_without_a_rise_and_a_fall_are_refused(rate, updates, warmup):
     with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
         momentax.paper_optimizer(rate, updates, warmup=warmup)
+
+
+@pytest.mark.parametrize("b1", [-0.1, 1.0, float("nan")])
+def test_a_first_moment_that_never_moves_or_never_ends_is_refused(b1):
+    with pytest.raises(ValueError, match=r"^needs 0 <= b1 < 1; got .+; do .+"):
+        momentax.paper_optimizer(1e-3, 10, warmup=1, b1=b1)

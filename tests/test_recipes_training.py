@@ -146,6 +146,13 @@ def test_the_loop_is_the_plain_one(tmp_path, one_device):
     assert_near({name: player.model for name, player in ours.players.items()}, theirs)
 
 
+def test_both_players_have_the_first_moment_that_is_asked_for(tmp_path, one_device):
+    ours = trained(tmp_path, phase_of("alternating", b1=0.9))
+    optimizer = mm.paper_optimizer(1e-3, 7, warmup=0, b1=0.9)
+    theirs = plainly(optimizer, lambda n: ("student",) if n % 2 else ("auxiliary",))
+    assert_near({name: player.model for name, player in ours.players.items()}, theirs)
+
+
 def test_jointly_both_players_move_as_if_each_were_alone(tmp_path, one_device):
     """One rollout for both, and an optimiser for each."""
     ours = trained(tmp_path, phase_of("joint"))

@@ -96,7 +96,7 @@ def distillation(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGK
 
 def _alternating(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
     turns = -(-config.updates // 2)
-    optimizer = mm.paper_optimizer(config.learning_rate, turns, warmup=_warmup(turns))
+    optimizer = _optimizer(config, turns)
 
     def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
         student, aux = (state.players[name].model for name in ("student", "auxiliary"))
@@ -108,7 +108,7 @@ def _alternating(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArr
 
 
 def _joint(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
-    own = mm.paper_optimizer(config.learning_rate, config.updates, warmup=_warmup(config.updates))
+    own = _optimizer(config, config.updates)
     optimizer = optax.partition({"student": own, "auxiliary": own}, ("student", "auxiliary"))
 
     def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _joint(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) ->
 
 
 def _instant(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
-    optimizer = mm.paper_optimizer(config.learning_rate, config.updates, warmup=_warmup(config.updates), b1=0.9)
+    optimizer = _optimizer(config, config.updates)
     tangent = TANGENTS[config.tangent]
 
     def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
@@ -141,5 +141,5 @@ def _settings(config: Run) -> dict[str, Any]:
     return {"rollout": rollout, "weight": WEIGHTS[config.weight]}
 
 
-def _warmup(updates: int) -> int:
-    return min(1000, updates // 10)
+def _optimizer(config: Run, updates: int) -> optax.GradientTransformation:
+    return mm.paper_optimizer(config.learning_rate, updates, warmup=min(1000, updates // 10), b1=config.b1)

@@ -26,17 +26,17 @@ PRESETS = {
         6000,
         256,
         1e-3,
-        alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3},
-        joint={"weight": "flat", "updates": 3000, "batch": 256, "learning_rate": 1e-3},
-        instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4},
+        alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3, "b1": 0.0},
+        joint={"weight": "flat", "updates": 3000, "batch": 256, "learning_rate": 1e-3, "b1": 0.0},
+        instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4, "b1": 0.9},
     ),
     "uvit": Preset(
         8000,
         128,
         1e-3,
-        alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 3e-4},
-        joint={"weight": "flat", "updates": 3000, "batch": 128, "learning_rate": 3e-4},
-        instant={"weight": "flat", "updates": 4000, "batch": 256, "learning_rate": 1e-4},
+        alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 1e-4, "b1": 0.9},
+        joint={"weight": "flat", "updates": 3000, "batch": 128, "learning_rate": 1e-4, "b1": 0.9},
+        instant={"weight": "flat", "updates": 4000, "batch": 256, "learning_rate": 1e-4, "b1": 0.9},
     ),
 }
 
@@ -53,6 +53,8 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
         raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
     check_positive(**{name: getattr(config, name) for name in _positive(config)})
     _check_divides(config)
+    if not 0 <= config.b1 < 1:
+        raise ValueError(f"needs 0 <= --b1 < 1; got {config.b1}; do take 0, or 0.9")
     if config.guidance and not dataset.num_classes:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
     check_enough(samples=config.samples)

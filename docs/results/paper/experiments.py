@@ -53,7 +53,7 @@ def distil(data: str, place: Path) -> None:
 
 
 def measure(data: str, place: Path, target: Path) -> None:
-    """Every drawing of the plan whose run is finished."""
+    """Every drawing of the plan whose run is finished, the quick ones first."""
     dataset, test, folder = load(data), test_split(data), Folder(place / FIRST)
     told = json.loads(target.read_text()) if target.exists() else {"figures": {}}
     pending = [d for d in drawings(data) if d.name not in told["figures"] and (place / d.run / "report.json").exists()]
@@ -66,7 +66,7 @@ def measure(data: str, place: Path, target: Path) -> None:
     told["command"] = f"experiments.py measure {data} ..."
     told |= {"data": data, "samples": SAMPLES, "images": images, "seed": SEED, "versions": versions()}
     told["features"] = {name: of.features.told | {"floor": of.floor} for name, of in against.items()}
-    for drawing in pending:
+    for drawing in sorted(pending, key=lambda drawing: drawing.k):
         told["figures"][drawing.name] = figures(drawing, place, against, classifier)
         told["runs"] = {name: _report(place / name) for name in runs(data) if (place / name / "report.json").exists()}
         target.write_text(json.dumps(told, indent=1) + "\n")

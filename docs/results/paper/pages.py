@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import FIRST, GUIDANCE, SEEDS, STEPS
+from plan import FIRST, GUIDANCE, SEEDS, STEPS, drawings
 
 from momentax import checkpoint
 from momentax.recipes._folder import Folder
@@ -51,7 +51,8 @@ def cell(values: list[float], form: str) -> str:
 def steps(told: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Tables 1 and 2 of the paper: the data's floor, the teacher, the students."""
     found, rows = told["figures"], {"the data's own test images": [_floor(told)]}
-    rows |= {name: [of] for name, of in found.items() if name.startswith("teacher, ")}
+    teacher = [drawing.name for drawing in drawings(told["data"]) if drawing.name.startswith("teacher, ")]
+    rows |= {name: [found[name]] for name in sorted(teacher, key=_steps) if name in found}
     for algorithm, ks in STEPS[told["data"]].items():
         for k in ks:
             of = [found[name] for seed in SEEDS if (name := f"{algorithm}-{k}-{seed}") in found]
@@ -135,6 +136,10 @@ def pictures(place: Path, names: dict[str, str], label: int | None = None) -> di
 
 def _floor(told: dict[str, Any]) -> dict[str, Any]:
     return {name: of["floor"] for name, of in told["features"].items()}
+
+
+def _steps(name: str) -> int:
+    return int(name.split()[1])
 
 
 def _agreement(row: dict[str, Any]) -> float:
