@@ -184,6 +184,8 @@ WRONG = {
     "no steps": (["--k", "0"], "needs --k > 0"),
     "negative rate": (["--learning-rate", "-1"], "needs --learning-rate > 0"),
     "first moment": (["--b1", "1"], "needs 0 <= --b1 < 1"),
+    "no auxiliary": (["--algorithm", "instant", "--auxiliary-rate", "4"], "needs an auxiliary for --auxiliary-rate"),
+    "still auxiliary": (["--auxiliary-rate", "0"], "needs --auxiliary-rate > 0"),
     "odd batch": (["--algorithm", "instant", "--batch", "7"], "needs an even --batch"),
     "few samples": (["--samples", "4"], "needs --samples >= 16"),
     "unlabelled guidance": (["--data", "plain.npz", "--guidance", "1"], "needs labels for --guidance"),

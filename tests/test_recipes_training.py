@@ -142,37 +142,42 @@ def _never(*_):
 def test_the_loop_is_the_plain_one(tmp_path, one_device):
     """XLA may fuse optax's own updates otherwise, at 1e-7."""
     ours = trained(tmp_path, phase_of("alternating"))
-    theirs = plainly(mm.paper_optimizer(1e-3, 7, warmup=0), lambda n: ("student",) if n % 2 else ("auxiliary",))
+    theirs = plainly(alike(mm.paper_optimizer(1e-3, 7, warmup=0)), lambda n: ("student",) if n % 2 else ("auxiliary",))
     assert_near({name: player.model for name, player in ours.players.items()}, theirs)
 
 
-def test_both_players_have_the_first_moment_that_is_asked_for(tmp_path, one_device):
-    ours = trained(tmp_path, phase_of("alternating", b1=0.9))
-    optimizer = mm.paper_optimizer(1e-3, 7, warmup=0, b1=0.9)
-    theirs = plainly(optimizer, lambda n: ("student",) if n % 2 else ("auxiliary",))
+def test_both_players_have_the_first_moment_and_the_rate_that_is_asked_for(tmp_path, one_device):
+    ours = trained(tmp_path, phase_of("alternating", b1=0.9, auxiliary_rate=4.0))
+    rates = {"student": 1e-3, "auxiliary": 4e-3}
+    own = {name: mm.paper_optimizer(rate, 7, warmup=0, b1=0.9) for name, rate in rates.items()}
+    theirs = plainly(own, lambda n: ("student",) if n % 2 else ("auxiliary",))
     assert_near({name: player.model for name, player in ours.players.items()}, theirs)
 
 
 def test_jointly_both_players_move_as_if_each_were_alone(tmp_path, one_device):
     """One rollout for both, and an optimiser for each."""
     ours = trained(tmp_path, phase_of("joint"))
-    theirs = plainly(mm.paper_optimizer(1e-3, 14, warmup=1), lambda n: ("student", "auxiliary"))
+    theirs = plainly(alike(mm.paper_optimizer(1e-3, 14, warmup=1)), lambda n: ("student", "auxiliary"))
     assert_near({"student": ours.student, "auxiliary": ours.players["student"].model[1]}, theirs)
 
 
-def plainly(optimizer, turns):
+def alike(optimizer):
+    return dict.fromkeys(("student", "auxiliary"), optimizer)
+
+
+def plainly(optimizers, turns):
     """Algorithm 2 as it is written, with optax's own updates, of those whose turn it is; the players after it."""
     teacher, names = mm.Denoiser(network().net), ("student", "auxiliary")
     players = dict.fromkeys(names, teacher)
-    states = dict.fromkeys(names, optimizer.init(eqx.filter(teacher, eqx.is_inexact_array)))
-    update = eqx.filter_jit(lambda loss, model, state, *batch: _plain(optimizer, loss, model, state, *batch))
+    states = {name: own.init(eqx.filter(teacher, eqx.is_inexact_array)) for name, own in optimizers.items()}
+    updates = {name: eqx.filter_jit(functools.partial(_plain, own)) for name, own in optimizers.items()}
     with contextlib.closing(batches(DATA, 8, 1, hidden=0.0)) as examples:
         for n in range(14):
             (x, cond), key = next(examples), jax.random.fold_in(jax.random.key(1), n)
             rollout = mm.Rollout(mm.CosineSchedule(), 2)
             losses = mm.moment_match(teacher, *players.values(), rollout=rollout, weight=mm.flat_weight)
             own = dict(zip(names, losses, strict=True))
-            moved = {name: update(own[name], players[name], states[name], x, key, cond) for name in turns(n)}
+            moved = {name: updates[name](own[name], players[name], states[name], x, key, cond) for name in turns(n)}
             players |= {name: model for name, (model, _) in moved.items()}
             states |= {name: state for name, (_, state) in moved.items()}
     return players

@@ -23,7 +23,7 @@ Losses = Callable[[Any, State, str | None], dict[str, Any]]
 
 
 class Phase(NamedTuple):
-    """Players that move in turns, each under its loss.
+    """Players that move in turns, each under its loss and by its optimiser.
 
     `losses` are made for every update, of the guided teacher that stays, the state, and a mesh axis or none. `state` is
     before the first update; what `prepare` makes of it takes examples, and is not done again by a run that goes on.
@@ -35,7 +35,7 @@ class Phase(NamedTuple):
     batch: int
     turns: tuple[str, ...]
     losses: Losses
-    optimizer: optax.GradientTransformation
+    optimizers: dict[str, optax.GradientTransformation]
     state: State
     examples: Any
     guided: Any = None
@@ -67,7 +67,7 @@ def teaching(config: Run, dataset: Dataset, network: mm.Denoiser, key: PRNGKeyAr
         preset.teacher_batch,
         ("teacher",),
         losses,
-        optimizer,
+        {"teacher": optimizer},
         State({"teacher": player(network, optimizer)}, key, average=network),
         batches(dataset, preset.teacher_batch, config.seed, hidden=0.1),
     )
@@ -77,7 +77,7 @@ def distillation(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGK
     """A student of the teacher, by the configured algorithm, from the teacher's own weights."""
     guided = guide(config, dataset, teacher)
     algorithm = {"alternating": _alternating, "joint": _joint, "instant": _instant}[config.algorithm]
-    turns, losses, optimizer, state, prepare = algorithm(config, guided, teacher, key)
+    turns, losses, optimizers, state, prepare = algorithm(config, guided, teacher, key)
     return Phase(
         "distillation",
         config.algorithm,
@@ -85,7 +85,7 @@ def distillation(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGK
         config.batch,
         turns,
         losses,
-        optimizer,
+        optimizers,
         state,
         batches(dataset, config.batch, config.seed + 1, hidden=0.0),
         guided,
@@ -95,31 +95,29 @@ def distillation(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGK
 
 
 def _alternating(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
-    turns = -(-config.updates // 2)
-    optimizer = _optimizer(config, turns)
+    optimizers = _of_both(config, -(-config.updates // 2))
 
     def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
         student, aux = (state.players[name].model for name in ("student", "auxiliary"))
         both = mm.moment_match(guided, student, aux, **_settings(config), axis_name=axis_name)
         return {"auxiliary": both.aux, "student": both.student}
 
-    players = {name: player(teacher, optimizer) for name in ("auxiliary", "student")}
-    return ("auxiliary", "student"), losses, optimizer, State(players, key), None
+    players = {name: player(teacher, optimizer) for name, optimizer in optimizers.items()}
+    return ("auxiliary", "student"), losses, optimizers, State(players, key), None
 
 
 def _joint(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
-    own = _optimizer(config, config.updates)
-    optimizer = optax.partition({"student": own, "auxiliary": own}, ("student", "auxiliary"))
+    optimizer = optax.partition(_of_both(config, config.updates), ("student", "auxiliary"))
 
     def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
         return {"student": mm.joint_loss(guided, **_settings(config), axis_name=axis_name)}
 
     state = State({"student": player((teacher, teacher), optimizer)}, key)
-    return ("student",), losses, optimizer, state, None
+    return ("student",), losses, {"student": optimizer}, state, None
 
 
 def _instant(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) -> Any:
-    optimizer = _optimizer(config, config.updates)
+    optimizer = _optimizer(config, config.learning_rate, config.updates)
     tangent = TANGENTS[config.tangent]
 
     def losses(guided: Any, state: State, axis_name: str | None) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def _instant(config: Run, guided: Any, teacher: mm.Denoiser, key: PRNGKeyArray) 
 
     unknown = mm.Diagonal(eqx.filter(guided, eqx.is_inexact_array))
     state = State({"student": player(teacher, optimizer)}, key, precond=unknown)
-    return ("student",), losses, optimizer, state, prepare
+    return ("student",), losses, {"student": optimizer}, state, prepare
 
 
 def _settings(config: Run) -> dict[str, Any]:
@@ -141,5 +139,10 @@ def _settings(config: Run) -> dict[str, Any]:
     return {"rollout": rollout, "weight": WEIGHTS[config.weight]}
 
 
-def _optimizer(config: Run, updates: int) -> optax.GradientTransformation:
-    return mm.paper_optimizer(config.learning_rate, updates, warmup=min(1000, updates // 10), b1=config.b1)
+def _of_both(config: Run, updates: int) -> dict[Any, optax.GradientTransformation]:
+    rates = {"auxiliary": config.auxiliary_rate * config.learning_rate, "student": config.learning_rate}
+    return {name: _optimizer(config, rate, updates) for name, rate in rates.items()}
+
+
+def _optimizer(config: Run, learning_rate: float, updates: int) -> optax.GradientTransformation:
+    return mm.paper_optimizer(learning_rate, updates, warmup=min(1000, updates // 10), b1=config.b1)

@@ -21,22 +21,16 @@ class Preset:
     instant: dict[str, Any]
 
 
+_MLP = {"weight": "flat", "batch": 256, "learning_rate": 1e-3, "auxiliary_rate": 1.0, "b1": 0.0}
+_UVIT = {"weight": "flat", "batch": 128, "learning_rate": 1e-4, "auxiliary_rate": 4.0, "b1": 0.9}
+_INSTANT = {"weight": "flat", "updates": 4000, "learning_rate": 1e-4, "b1": 0.9}
+
 PRESETS = {
     "mlp": Preset(
-        6000,
-        256,
-        1e-3,
-        alternating={"weight": "flat", "updates": 6000, "batch": 256, "learning_rate": 1e-3, "b1": 0.0},
-        joint={"weight": "flat", "updates": 3000, "batch": 256, "learning_rate": 1e-3, "b1": 0.0},
-        instant={"weight": "flat", "updates": 4000, "batch": 1024, "learning_rate": 1e-4, "b1": 0.9},
+        6000, 256, 1e-3, _MLP | {"updates": 6000}, _MLP | {"updates": 3000}, instant=_INSTANT | {"batch": 1024}
     ),
     "uvit": Preset(
-        8000,
-        128,
-        1e-3,
-        alternating={"weight": "flat", "updates": 6000, "batch": 128, "learning_rate": 1e-4, "b1": 0.9},
-        joint={"weight": "flat", "updates": 3000, "batch": 128, "learning_rate": 1e-4, "b1": 0.9},
-        instant={"weight": "flat", "updates": 4000, "batch": 256, "learning_rate": 1e-4, "b1": 0.9},
+        8000, 128, 1e-3, _UVIT | {"updates": 6000}, _UVIT | {"updates": 3000}, instant=_INSTANT | {"batch": 256}
     ),
 }
 
@@ -53,8 +47,7 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
         raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
     check_positive(**{name: getattr(config, name) for name in _positive(config)})
     _check_divides(config)
-    if not 0 <= config.b1 < 1:
-        raise ValueError(f"needs 0 <= --b1 < 1; got {config.b1}; do take 0, or 0.9")
+    _check_optimizer(config)
     if config.guidance and not dataset.num_classes:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
     check_enough(samples=config.samples)
@@ -62,7 +55,7 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
 
 
 def _positive(config: Run) -> list[str]:
-    names = ["k", "updates", "batch", "samples", "learning_rate", "micro_batches", "checkpoint_every"]
+    names = ["k", "updates", "batch", "samples", "learning_rate", "auxiliary_rate", "micro_batches", "checkpoint_every"]
     maybe = [("evaluate_every", config.evaluate_every is not None), ("teacher_updates", config.teacher is None)]
     return names + [name for name, asked in maybe if asked]
 
@@ -90,6 +83,15 @@ def _check_teacher(config: Run) -> None:
         )
     if config.teacher is None and (config.teacher_predicts or config.teacher_betas):
         raise ValueError("needs --teacher with --teacher-predicts and --teacher-betas; got none; do name its folder")
+
+
+def _check_optimizer(config: Run) -> None:
+    if not 0 <= config.b1 < 1:
+        raise ValueError(f"needs 0 <= --b1 < 1; got {config.b1}; do take 0, or 0.9")
+    if config.algorithm == "instant" and config.auxiliary_rate != 1:
+        raise ValueError(
+            f"needs an auxiliary for --auxiliary-rate; got {config.auxiliary_rate} for instant, without one; do drop it"
+        )
 
 
 def check_positive(**options: int | float) -> None:

@@ -81,6 +81,8 @@ class Distill:
     """parts in which each device takes its batch of the distillation, with the memory of one of them"""
     learning_rate: float | None = None
     """of the distillation, reached after a warm-up and then linear to zero; None is the preset"""
+    auxiliary_rate: float | None = None
+    """the auxiliary's learning rate over the student's; None is the preset"""
     b1: float | None = None
     """of the distillation's Adam; at 0, the paper's, it keeps no first moment; None is the preset"""
     samples: int = 5000
@@ -138,6 +140,7 @@ class Run(Distill):
     updates: int = 0
     batch: int = 0
     learning_rate: float = 0.0
+    auxiliary_rate: float = 1.0
     b1: float = 0.0
 
 

@@ -75,13 +75,14 @@ def _begun(phase: Phase, journal: Journal, mesh: Mesh | None) -> tuple[State, in
 
 
 def _updater(phase: Phase, mesh: Mesh | None) -> Callable[[State, int, Batch], tuple[State, Any]]:
-    guided, step = on_each(phase.guided, mesh), updating(phase.optimizer, mesh, phase.micro_batches)
+    guided = on_each(phase.guided, mesh)
+    steps = {name: updating(own, mesh, phase.micro_batches) for name, own in phase.optimizers.items()}
     axis_name = None if mesh is None else AXIS
 
     def update(state: State, n: int, batch: Batch) -> tuple[State, Any]:
         name, (x, cond) = phase.turn(n), spread(batch, mesh)
         loss = phase.losses(guided, state, axis_name)[name]
-        player, value = step(loss, state.players[name], x, jax.random.fold_in(state.key, n), cond)
+        player, value = steps[name](loss, state.players[name], x, jax.random.fold_in(state.key, n), cond)
         state = state._replace(players=state.players | {name: player})
         if state.average is not None:
             decay = jnp.float32(min(0.999, (1 + n) / (10 + n)))
