@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import FIRST, GUIDANCE, SEEDS, STEPS, drawings
+from plan import FIRST, GUIDANCE, LONG, SEEDS, STEPS, drawings
 
 from momentax import checkpoint
 from momentax.recipes._folder import Folder
@@ -96,6 +96,25 @@ def guidance_table(found: Figures) -> str:
     return "\n".join(lines)
 
 
+def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
+    """One setting at a time, in runs of a thousand updates or as much computing, and the best ones in longer ones."""
+    titles = {
+        "search-presets": "presets: rate 1e-4, the auxiliary's 4e-4, b1 0.9, batch 64, 1,000 updates",
+        "search-one-rate": "the auxiliary at the student's rate",
+        "search-paper-1e-4": "the same, and b1 0",
+        "search-paper-3e-4": "the same, at rate 3e-4",
+        "search-paper-1e-3": "the same, at rate 1e-3",
+        "search-rate-3e-4": "presets, rate 3e-4, the auxiliary's 1.2e-3",
+        "search-batch-256": "presets, 250 updates of batch 256",
+        "search-edm": "presets, EDM's weight",
+        "search-flow": "presets, flow schedule",
+        "search-joint": "presets, joint, 714 updates",
+        FIRST: "presets, 2,000 updates",
+        LONG: "presets, 8,000 updates",
+    }
+    return {title: [found[name]] for name, title in titles.items() if name in found}
+
+
 def draw_guidance(found: Figures, target: Path) -> None:
     """Fidelity against quality, a curve for each model."""
     figure = Figure(figsize=(5, 3.6), dpi=100, layout="constrained")
@@ -154,7 +173,9 @@ def main(place: str, source: str) -> None:
     """Prints the tables and draws the pictures."""
     told, folder, runs = json.loads(Path(source).read_text()), Folder(Path(source).parent), Path(place)
     data, found = Path(source).stem, told["figures"]
-    print(table(steps(told)), table(kernels(found)), guidance_table(found) if GUIDANCE[data] else "", sep="\n\n")
+    print(table(steps(told)))
+    if GUIDANCE[data]:
+        print(table(kernels(found)), guidance_table(found), table(search(found)), sep="\n\n")
     shown = {f"teacher, {k} steps": f"teacher, {k} steps" for k in (1024, 256, 64, 8)}
     shown |= {f"{name}, {k} steps": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))

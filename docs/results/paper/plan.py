@@ -7,20 +7,37 @@ STEPS = {
     "fashion-mnist": {"alternating": (8, 4, 2, 1), "instant": (8, 4)},
     "emoji": {"alternating": (8, 2), "instant": (8,)},
 }
+KERNELS = {"fashion-mnist": ("renoise", "ddim"), "emoji": ()}
 GUIDANCE = {"fashion-mnist": (0.1, 0.5, 1.0, 3.0), "emoji": ()}
 FIRST = "alternating-8-0"
+LONG = f"{FIRST}-long"
 
 TRAINING = {
     "fashion-mnist": {
         "teacher": ["--teacher-updates", "12000"],
         "alternating": ["--updates", "2000", "--batch", "64"],
+        "long": ["--updates", "8000", "--batch", "64"],
         "instant": ["--updates", "800", "--batch", "256"],
     },
     "emoji": {
-        "teacher": ["--teacher-updates", "8000"],
+        "teacher": ["--teacher-updates", "5000"],
         "alternating": ["--updates", "1600", "--batch", "64"],
         "instant": ["--updates", "640", "--batch", "256"],
     },
+}
+_PAPER = ["--b1", "0", "--auxiliary-rate", "1"]
+_SHORT = ["--algorithm", "alternating", "--updates", "1000", "--batch", "64"]
+SEARCH = {
+    "presets": _SHORT,
+    "one-rate": [*_SHORT, "--auxiliary-rate", "1"],
+    "paper-1e-4": [*_SHORT, *_PAPER, "--learning-rate", "1e-4"],
+    "paper-3e-4": [*_SHORT, *_PAPER, "--learning-rate", "3e-4"],
+    "paper-1e-3": [*_SHORT, *_PAPER, "--learning-rate", "1e-3"],
+    "rate-3e-4": [*_SHORT, "--learning-rate", "3e-4"],
+    "edm": [*_SHORT, "--weight", "edm"],
+    "flow": [*_SHORT, "--schedule", "flow"],
+    "batch-256": ["--algorithm", "alternating", "--updates", "250", "--batch", "256"],
+    "joint": ["--algorithm", "joint", "--updates", "714", "--batch", "64"],
 }
 
 
@@ -46,17 +63,10 @@ class Drawing:
 def runs(data: str) -> dict[str, list[str]]:
     """The arguments of every `momentax distill`, by the folder of the run; all have the first one's teacher."""
     of_seed = [
-        {f"{algorithm}-{k}-{seed}": (algorithm, k, seed, []) for algorithm, ks in STEPS[data].items() for k in ks}
+        {f"{name}-{k}-{seed}": _arguments(data, name, k, seed) for name, ks in STEPS[data].items() for k in ks}
         for seed in SEEDS
     ]
-    kernels = {f"alternating-8-0-{name}": ("alternating", 8, 0, ["--kernel", name]) for name in ("renoise", "ddim")}
-    guided = {
-        f"{algorithm}-8-0-guided-{scale:g}": (algorithm, 8, 0, ["--guidance", f"{scale:g}"])
-        for scale in GUIDANCE[data]
-        for algorithm in ("alternating", "instant")
-    }
-    plan = of_seed[0] | kernels | guided | of_seed[1] | of_seed[2]
-    return {name: _arguments(data, *told) for name, told in plan.items()}
+    return of_seed[0] | _kernels(data) | _guided(data) | of_seed[1] | of_seed[2] | _searched(data)
 
 
 def drawings(data: str) -> list[Drawing]:
@@ -65,12 +75,37 @@ def drawings(data: str) -> list[Drawing]:
     teacher = [Drawing(FIRST, k, "teacher") for k in (8, 64)]
     teacher += [Drawing(FIRST, 8, "teacher", {"kernel": "ddim"})]
     teacher += [Drawing(FIRST, k, "teacher", how) for k in (8, 64) for how in noise]
-    students = [Drawing(run, int(run.split("-")[1])) for run in runs(data)]
+    students = [Drawing(run, int(told[told.index("--k") + 1])) for run, told in runs(data).items()]
     guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 64, "teacher") for scale in GUIDANCE[data]]
     long = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
     return teacher + students + guided + long
 
 
-def _arguments(data: str, algorithm: str, k: int, seed: int, further: list[str]) -> list[str]:
-    told = ["--data", data, *TRAINING[data]["teacher"], "--algorithm", algorithm, "--k", str(k), "--seed", str(seed)]
-    return [*told, *TRAINING[data][algorithm], "--samples", "64", *further]
+def _kernels(data: str) -> dict[str, list[str]]:
+    return {f"{FIRST}-{name}": _arguments(data, "alternating", 8, 0, "--kernel", name) for name in KERNELS[data]}
+
+
+def _guided(data: str) -> dict[str, list[str]]:
+    return {
+        f"{algorithm}-8-0-guided-{scale:g}": _arguments(data, algorithm, 8, 0, "--guidance", f"{scale:g}")
+        for scale in GUIDANCE[data]
+        for algorithm in ("alternating", "instant")
+    }
+
+
+def _searched(data: str) -> dict[str, list[str]]:
+    """One setting at a time, in short runs; and four times the updates."""
+    if data != "fashion-mnist":
+        return {}
+    short = {f"search-{name}": _told(data, 8, 0, [*changed, "--samples", "64"]) for name, changed in SEARCH.items()}
+    told = ["--algorithm", "alternating", *TRAINING[data]["long"], "--samples", "64"]
+    return short | {LONG: _told(data, 8, 0, told)}
+
+
+def _arguments(data: str, algorithm: str, k: int, seed: int, *further: str) -> list[str]:
+    own = ["--algorithm", algorithm, *TRAINING[data][algorithm], "--samples", "64"]
+    return _told(data, k, seed, [*own, *further])
+
+
+def _told(data: str, k: int, seed: int, further: list[str]) -> list[str]:
+    return ["--data", data, *TRAINING[data]["teacher"], "--k", str(k), "--seed", str(seed), *further]
