@@ -99,7 +99,7 @@ def guidance_table(found: Figures) -> str:
 def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
     """One setting at a time, in runs of a thousand updates or as much computing, and the best ones in longer ones."""
     titles = {
-        "search-presets": "presets: rate 1e-4, the auxiliary's 4e-4, b1 0.9, batch 64, 1,000 updates",
+        FIRST: "presets: rate 1e-4, the auxiliary's 4e-4, b1 0.9; 1,000 updates of batch 64",
         "search-one-rate": "the auxiliary at the student's rate",
         "search-paper-1e-4": "the same, and b1 0",
         "search-paper-3e-4": "the same, at rate 3e-4",
@@ -107,10 +107,10 @@ def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
         "search-rate-3e-4": "presets, rate 3e-4, the auxiliary's 1.2e-3",
         "search-batch-256": "presets, 250 updates of batch 256",
         "search-edm": "presets, EDM's weight",
+        "search-adaptive": "presets, adaptive weight",
         "search-flow": "presets, flow schedule",
         "search-joint": "presets, joint, 714 updates",
-        FIRST: "presets, 2,000 updates",
-        LONG: "presets, 8,000 updates",
+        LONG: "presets, 4,000 updates",
     }
     return {title: [found[name]] for name, title in titles.items() if name in found}
 

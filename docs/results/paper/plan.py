@@ -15,26 +15,26 @@ LONG = f"{FIRST}-long"
 TRAINING = {
     "fashion-mnist": {
         "teacher": ["--teacher-updates", "12000"],
-        "alternating": ["--updates", "2000", "--batch", "64"],
-        "long": ["--updates", "8000", "--batch", "64"],
+        "alternating": ["--updates", "1000", "--batch", "64"],
+        "long": ["--updates", "4000", "--batch", "64"],
         "instant": ["--updates", "800", "--batch", "256"],
     },
     "emoji": {
         "teacher": ["--teacher-updates", "5000"],
-        "alternating": ["--updates", "1600", "--batch", "64"],
-        "instant": ["--updates", "640", "--batch", "256"],
+        "alternating": ["--updates", "1000", "--batch", "64"],
+        "instant": ["--updates", "400", "--batch", "256"],
     },
 }
 _PAPER = ["--b1", "0", "--auxiliary-rate", "1"]
 _SHORT = ["--algorithm", "alternating", "--updates", "1000", "--batch", "64"]
 SEARCH = {
-    "presets": _SHORT,
     "one-rate": [*_SHORT, "--auxiliary-rate", "1"],
     "paper-1e-4": [*_SHORT, *_PAPER, "--learning-rate", "1e-4"],
     "paper-3e-4": [*_SHORT, *_PAPER, "--learning-rate", "3e-4"],
     "paper-1e-3": [*_SHORT, *_PAPER, "--learning-rate", "1e-3"],
     "rate-3e-4": [*_SHORT, "--learning-rate", "3e-4"],
     "edm": [*_SHORT, "--weight", "edm"],
+    "adaptive": [*_SHORT, "--weight", "adaptive"],
     "flow": [*_SHORT, "--schedule", "flow"],
     "batch-256": ["--algorithm", "alternating", "--updates", "250", "--batch", "256"],
     "joint": ["--algorithm", "joint", "--updates", "714", "--batch", "64"],
