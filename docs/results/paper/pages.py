@@ -109,6 +109,7 @@ def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
         "search-edm": "presets, EDM's weight",
         "search-adaptive": "presets, adaptive weight",
         "search-flow": "presets, flow schedule",
+        "search-karras": "presets, Karras' schedule",
         "search-joint": "presets, joint, 714 updates",
         LONG: "presets, 4,000 updates",
     }

@@ -36,6 +36,7 @@ SEARCH = {
     "edm": [*_SHORT, "--weight", "edm"],
     "adaptive": [*_SHORT, "--weight", "adaptive"],
     "flow": [*_SHORT, "--schedule", "flow"],
+    "karras": [*_SHORT, "--schedule", "karras"],
     "batch-256": ["--algorithm", "alternating", "--updates", "250", "--batch", "256"],
     "joint": ["--algorithm", "joint", "--updates", "714", "--batch", "64"],
 }
