@@ -27,10 +27,20 @@ _INSTANT = {"weight": "flat", "updates": 4000, "learning_rate": 1e-4, "b1": 0.9}
 
 PRESETS = {
     "mlp": Preset(
-        6000, 256, 1e-3, _MLP | {"updates": 6000}, _MLP | {"updates": 3000}, instant=_INSTANT | {"batch": 1024}
+        6000,
+        256,
+        1e-3,
+        alternating=_MLP | {"updates": 6000},
+        joint=_MLP | {"updates": 3000},
+        instant=_INSTANT | {"batch": 1024},
     ),
     "uvit": Preset(
-        8000, 128, 1e-3, _UVIT | {"updates": 6000}, _UVIT | {"updates": 3000}, instant=_INSTANT | {"batch": 256}
+        8000,
+        128,
+        1e-3,
+        alternating=_UVIT | {"updates": 6000},
+        joint=_UVIT | {"updates": 3000},
+        instant=_INSTANT | {"batch": 256},
     ),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import FIRST, GUIDANCE, LONG, SEEDS, STEPS, drawings
+from plan import FIRST, GUIDANCE, KERNELS, LONG, SEEDS, STEPS, drawings
 
 from momentax import checkpoint
 from momentax.recipes._folder import Folder
@@ -175,14 +175,14 @@ def main(place: str, source: str) -> None:
     told, folder, runs = json.loads(Path(source).read_text()), Folder(Path(source).parent), Path(place)
     data, found = Path(source).stem, told["figures"]
     print(table(steps(told)))
-    if GUIDANCE[data]:
+    if KERNELS[data]:
         print(table(kernels(found)), guidance_table(found), table(search(found)), sep="\n\n")
     shown = {f"teacher, {k} steps": f"teacher, {k} steps" for k in (1024, 256, 64, 8)}
     shown |= {f"{name}, {k} steps": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))
-    of_kernels = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
-    plot_samples(folder, f"{data}-kernels.png", pictures(runs, of_kernels, 7))
-    if GUIDANCE[data]:
+    if KERNELS[data]:
+        of_kernels = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
+        plot_samples(folder, f"{data}-kernels.png", pictures(runs, of_kernels, 7))
         draw_guidance(found, folder.path / f"{data}-guidance.png")
     finished = [name for name in (FIRST, "alternating-1-0", "instant-8-0") if (runs / name / "losses.jsonl").exists()]
     draw_losses(runs, finished, folder.path / f"{data}-losses.png")
