@@ -14,29 +14,25 @@ LONG = f"{FIRST}-long"
 
 TRAINING = {
     "fashion-mnist": {
-        "teacher": ["--teacher-updates", "12000"],
+        "common": ["--teacher-updates", "12000", "--schedule", "karras"],
         "alternating": ["--updates", "1000", "--batch", "64"],
         "long": ["--updates", "4000", "--batch", "64"],
-        "instant": ["--updates", "800", "--batch", "256"],
+        "instant": ["--updates", "400", "--batch", "256"],
     },
     "emoji": {
-        "teacher": ["--teacher-updates", "5000"],
+        "common": ["--teacher-updates", "5000", "--schedule", "karras"],
         "alternating": ["--updates", "1000", "--batch", "64"],
         "instant": ["--updates", "400", "--batch", "256"],
     },
 }
-_PAPER = ["--b1", "0", "--auxiliary-rate", "1"]
 _SHORT = ["--algorithm", "alternating", "--updates", "1000", "--batch", "64"]
 SEARCH = {
-    "one-rate": [*_SHORT, "--auxiliary-rate", "1"],
-    "paper-1e-4": [*_SHORT, *_PAPER, "--learning-rate", "1e-4"],
-    "paper-3e-4": [*_SHORT, *_PAPER, "--learning-rate", "3e-4"],
-    "paper-1e-3": [*_SHORT, *_PAPER, "--learning-rate", "1e-3"],
-    "rate-3e-4": [*_SHORT, "--learning-rate", "3e-4"],
+    "cosine": [*_SHORT, "--schedule", "cosine"],
     "edm": [*_SHORT, "--weight", "edm"],
     "adaptive": [*_SHORT, "--weight", "adaptive"],
-    "flow": [*_SHORT, "--schedule", "flow"],
-    "karras": [*_SHORT, "--schedule", "karras"],
+    "one-rate": [*_SHORT, "--auxiliary-rate", "1"],
+    "rate-3e-4": [*_SHORT, "--learning-rate", "3e-4"],
+    "paper": [*_SHORT, "--b1", "0", "--auxiliary-rate", "1", "--learning-rate", "3e-4"],
     "batch-256": ["--algorithm", "alternating", "--updates", "250", "--batch", "256"],
     "joint": ["--algorithm", "joint", "--updates", "714", "--batch", "64"],
 }
@@ -77,9 +73,10 @@ def drawings(data: str) -> list[Drawing]:
     teacher += [Drawing(FIRST, 8, "teacher", {"kernel": "ddim"})]
     teacher += [Drawing(FIRST, k, "teacher", how) for k in (8, 64) for how in noise]
     students = [Drawing(run, int(told[told.index("--k") + 1])) for run, told in runs(data).items()]
+    cosine = [Drawing("search-cosine", k, "teacher") for k in (8, 64)] if data == "fashion-mnist" else []
     guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 64, "teacher") for scale in GUIDANCE[data]]
     long = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
-    return teacher + students + guided + long
+    return teacher + students + cosine + guided + long
 
 
 def _kernels(data: str) -> dict[str, list[str]]:
@@ -109,4 +106,4 @@ def _arguments(data: str, algorithm: str, k: int, seed: int, *further: str) -> l
 
 
 def _told(data: str, k: int, seed: int, further: list[str]) -> list[str]:
-    return ["--data", data, *TRAINING[data]["teacher"], "--k", str(k), "--seed", str(seed), *further]
+    return ["--data", data, *TRAINING[data]["common"], "--k", str(k), "--seed", str(seed), *further]
