@@ -48,6 +48,15 @@ def lowered(function: Callable[..., Any], *args: Any) -> Any:
     return jax.jit(call).lower(arrays)
 
 
+def building(programs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds to trace, lower and compile each program, round by round, after a first time that is not counted.
+
+    Each is a function that lowers anew.
+    """
+    turns = [{name: _compiling(program) for name, program in programs.items()} for _ in range(1 + rounds)][1:]
+    return {name: [turn[name] for turn in turns] for name in programs}
+
+
 def counted(function: Callable[..., Any], *args: Any) -> dict[str, float]:
     """Operations, bytes touched, bytes of arguments and results, temporary bytes: compiled for this device."""
     return counts(lowered(function, *args).compile())
@@ -90,8 +99,16 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed}
 
 
-def _seconds(run: Callable[[], Any], calls: int) -> float:
-    """Of one call, on average over some, until the last result is there."""
+def _compiling(program: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    jax.block_until_ready([run() for _ in range(calls)][-1])
+    program().compile()
+    return time.perf_counter() - start
+
+
+def _seconds(run: Callable[[], Any], calls: int) -> float:
+    """Of one call, on average over some, until the last result is there; none but the last is kept."""
+    result, start = None, time.perf_counter()
+    for _ in range(calls):
+        result = run()
+    jax.block_until_ready(result)
     return (time.perf_counter() - start) / calls

@@ -5,10 +5,9 @@
 takes the teacher of a finished run (`make distill`), distils it with both players at once for 1,500 updates at batch
 256, one change at a time, and prints one table: the Frechet distance of 5,000 samples to the data, on pixels, and that
 of the teacher in as many steps of the same schedule. A shift is of the log-SNRs of rollouts and samplers alike; dropout
-is of the student's hidden values, while it is distilled.
+is of the student's hidden values while it is distilled, and not while it samples.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from _measure import record
 
 import momentax as mm
 from momentax.recipes._batches import batches
 from momentax.recipes._data import load
 from momentax.recipes._evaluation import distances, labels_like
 from momentax.recipes._folder import Folder
-from momentax.recipes._report import versions
 from momentax.recipes._state import player, updating
 from momentax.recipes._teacher import network
 
@@ -78,15 +77,14 @@ def main(source: str, target: str, *steps: str) -> None:
     """Prints the table row by row and writes it, with what made it."""
     dataset, rows = load("digits"), []
     teacher = Folder(Path(source)).read_weights("teacher.eqx", network(dataset, jax.random.key(0)))
-    command = " ".join(["python benchmarks/few_steps.py", source, target, *steps])
     for k in map(int, steps or STEPS):
         for variant in VARIANTS:
             student, shift = distilled(dataset, teacher, k, **variant), variant.get("shift", 0.0)
             row = {name: distance(of, dataset, k, shift) for name, of in (("student", student), ("teacher", teacher))}
             rows.append({"k": k, "changed": variant} | row)
             print(f"{k:>2} {variant!s:<20}{row['student']:>9.3f}{row['teacher']:>9.3f}", flush=True)
-            told = {"command": command, "seed": 0, "versions": versions(), "updates": UPDATES, "batch": BATCH}
-            Path(target).write_text(json.dumps(told | {"rows": rows}, indent=1) + "\n")
+            told = {"seed": 0, "updates": UPDATES, "batch": BATCH, "rows": rows}
+            record(target, " ".join(["few_steps.py", source, target, *steps]), **told)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ forward passes of a batch, a gradient being three.
 """
 
 import contextlib
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import jax
+from _measure import record
 
 from momentax.recipes._data import load
 from momentax.recipes._evaluation import distance
@@ -23,7 +23,6 @@ from momentax.recipes._folder import Folder
 from momentax.recipes._journal import Journal
 from momentax.recipes._phases import distillation
 from momentax.recipes._presets import resolved
-from momentax.recipes._report import versions
 from momentax.recipes._settings import Distill
 from momentax.recipes._teacher import network
 from momentax.recipes._training import train
@@ -35,7 +34,6 @@ VARIANTS: list[Any] = [("alternating", 3000), ("joint", 1500), ("joint", 2143)]
 def main(target: str, *sources: str) -> None:
     """Prints the table row by row and writes it, with what made it."""
     dataset, rows = load("digits"), []
-    command = " ".join(["python benchmarks/joint.py", target, *sources])
     for source in sources:
         folder = Folder(Path(source))
         seed = folder.read_json("report.json")["seed"]
@@ -48,8 +46,7 @@ def main(target: str, *sources: str) -> None:
             row = {"seed": seed, "algorithm": algorithm, "updates": updates, "forwards": updates * FORWARDS[algorithm]}
             rows.append(row | {"frechet_distance": round(distance(config, dataset, state.student), 4)})
             print(*rows[-1].values(), flush=True)
-            told = {"command": command, "versions": versions(), "rows": rows}
-            Path(target).write_text(json.dumps(told, indent=1) + "\n")
+            record(target, " ".join(["joint.py", target, *sources]), rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,30 +2,37 @@
 
     python benchmarks/naive.py docs/results/naive.json [NETWORK ...]
 
-By hand is `_formulas.py` under `jax.jit`, with one difference to what the library does: the teacher is closed over,
-and so a constant of the program. Both make the same update with the same optimiser, and both draw their own noise. For
-noise that is handed in, both give the same value and gradient, which is checked before anything is timed.
+    by hand   `_formulas.py` under `jax.jit`, the teacher closed over and so a constant of the program; noise drawn for
+              the batch as a whole, where the library has a key for each example and times that are spread evenly
+    closure   the library's own losses, closed over in the same way: what that alone does
 
-Ratios are by hand over momentax, above one where momentax is the faster or the smaller: compile time (once, cold),
-bytes of the program, operations, and the median over rounds of the time of one update.
+All make the same update with the same optimiser. For noise that is handed in, hand and library give the same value and
+gradient, which is checked before anything is timed.
+
+Ratios are over momentax's, above one where momentax is the faster or the smaller: compile time (cold, the median over
+three rounds), bytes of the lowered program, operations, and the median over rounds of the time of one update.
 """
 
+import io
+import os
 import sys
-import time
 from functools import partial
+from itertools import product
 from typing import Any
+
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from _formulas import Given, aux_loss, drawn, instant_loss, student_loss
-from _measure import alternated, counts, lowered, ratio, record
+from _measure import alternated, building, counts, lowered, ratio, record
 from _networks import OPTIMIZER, SHAPE, players, selected
 
 import momentax as mm
 
-BATCH, ROUNDS = 32, 20
+BATCH, ROUNDS, BUILDS = 32, 20, 3
 WITHIN = 1e-4
 
 
@@ -69,30 +76,41 @@ def hand_step(loss, other, net, opt_state, x, key):
     return eqx.apply_updates(net, changes), opt_state, value
 
 
-def built(step, *args):
-    """The compiled step, its text's length, and the seconds that lowering and compiling took."""
-    start = time.perf_counter()
-    program = lowered(step, *args)
-    compiled = program.compile()
-    seconds = time.perf_counter() - start
-    arrays = eqx.filter(args, eqx.is_array)
-    return lambda: compiled(arrays), {"compile": seconds, "program": len(program.as_text())} | counts(compiled)
+def size(program):
+    """Bytes of a lowered program, its constants among them."""
+    code = io.BytesIO()
+    program.compiler_ir().operation.write_bytecode(code)
+    return len(code.getvalue())
+
+
+def steps(name, teacher, other, model, state):
+    """A step of each kind with its arguments but a batch and a key; what is closed over is bound already."""
+    loss, net_state = ours(teacher, other)[name], OPTIMIZER.init(eqx.filter(model.net, eqx.is_inexact_array))
+    return {
+        "momentax": (library_step, loss, model, state),
+        "closure": (partial(library_step, loss), model, state),
+        "by hand": (partial(hand_step, theirs(teacher.net)[name]), other.net, model.net, net_state),
+    }
 
 
 def compared(name, make, rounds):
-    """A row: by hand over momentax."""
+    """The row of each kind: that over momentax."""
     keys = jax.random.split(jax.random.key(0), 5)
     model, state, _ = eqx.filter_jit(players)(make, keys[0])
     teacher, other = (moved(model, key) for key in keys[1:3])
     x = jax.random.normal(keys[3], (BATCH, *SHAPE))
     check(name, teacher, other, moved(model, keys[4]), x, keys[3])
-    library, mine = built(library_step, ours(teacher, other)[name], model, state, x, keys[4])
-    net_state = OPTIMIZER.init(eqx.filter(model.net, eqx.is_inexact_array))
-    hand = partial(hand_step, theirs(teacher.net)[name])
-    by_hand, hands = built(hand, other.net, model.net, net_state, x, keys[4])
-    times = alternated({"by hand": by_hand, "momentax": library}, rounds)
-    row: dict[str, Any] = {kind: hands[kind] / mine[kind] for kind in ("compile", "program", "flops")}
-    return row | {"step": ratio(times["by hand"], times["momentax"]), "seconds": min(times["momentax"])}
+    taken = {kind: (*step, x, keys[4]) for kind, step in steps(name, teacher, other, model, state).items()}
+    programs = {kind: partial(lowered, *step) for kind, step in taken.items()}
+    builds, low = building(programs, BUILDS), {kind: program() for kind, program in programs.items()}
+    compiled = {kind: program.compile() for kind, program in low.items()}
+    arrays = {kind: eqx.filter(step[1:], eqx.is_array) for kind, step in taken.items()}
+    times = alternated({kind: partial(program, arrays[kind]) for kind, program in compiled.items()}, rounds)
+    exact = {kind: {"program": size(low[kind]), "flops": counts(compiled[kind])["flops"]} for kind in taken}
+    for kind in ("by hand", "closure"):
+        row: dict[str, Any] = {"kind": kind, "compile": ratio(builds[kind], builds["momentax"])["median"]}
+        row |= {count: number / exact["momentax"][count] for count, number in exact[kind].items()}
+        yield row | {"step": ratio(times[kind], times["momentax"]), "seconds": min(times["momentax"])}
 
 
 @eqx.filter_jit
@@ -107,14 +125,13 @@ def moved(model, key):
 
 def main(target: str, *names: str, rounds: int = ROUNDS) -> None:
     """Prints the table row by row and writes it, with what made it."""
-    rows = []
-    print(f"{'network':<10}{'update':<10}{'compile':>10}{'program':>10}{'flops':>10}{'step':>10}{'best':>10}")
-    for network, make in selected(names).items():
-        for name in ("student", "aux", "instant"):
-            row = compared(name, make, rounds)
+    rows, columns = [], ("compile", "program", "flops")
+    print(f"{'network':<10}{'update':<10}{'':<10}" + "".join(f"{column:>10}" for column in (*columns, "step", "best")))
+    for (network, make), name in product(selected(names).items(), ("student", "aux", "instant")):
+        for row in compared(name, make, rounds):
             rows.append({"network": network, "update": name} | row)
-            figures = [row[kind] for kind in ("compile", "program", "flops")] + list(row["step"].values())
-            print(f"{network:<10}{name:<10}" + "".join(f"{figure:>10.3f}" for figure in figures), flush=True)
+            figures = [row[column] for column in columns] + list(row["step"].values())
+            print(f"{network:<10}{name:<10}{row['kind']:<10}" + "".join(f"{figure:>10.3f}" for figure in figures))
             told = {"batch": BATCH, "rounds": rounds, "rows": rows}
             record(target, " ".join(["naive.py", target, *names]), **told)
 

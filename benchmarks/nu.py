@@ -4,20 +4,20 @@
 
 takes the teacher of a finished run (`make distill`), distils it by Algorithm 3 for 2,000 updates at what 1,024
 examples cost, in halves, with an estimated Lambda and a first moment (the best of `instant.py`), and prints one table:
-the Frechet distance of 5,000 samples in 8 steps to the data, on pixels, and the mean value of the loss in the last
-tenth. An example costs 4 forward passes for nu (the student's, the teacher's gradient), 5 for what it is used on, and
-3 more for equation (10).
+the Frechet distance of 5,000 samples in 8 steps to the data, on pixels. An example costs 4 forward passes for nu (the
+student's, the teacher's gradient), 6 for what it is used on (the student's gradient, the teacher's value and tangent),
+and 3 more for equation (10).
 
     halves          as `momentax.instant` does
-    more for nu     896 examples for nu, 204 for the rest;  `less for nu` 256 and 716
+    more for nu     896 examples for nu, 256 for the rest;  `less for nu` 256 and 682
     averaged        nu is the moving mean of the last 10 or 100 updates'
     equation (10)   the teacher's gradient on data, noised likewise, is subtracted
     own weight      nu under the weight that the teacher was trained with, the rest flat
-    Adam's          Lambda of the optimiser's state after a thousand more updates of the teacher, at rate 0
+    own Lambda      Lambda estimated from the loss that the teacher was trained with
+    Adam's          Lambda of the optimiser's state after a thousand more updates on that loss, at rate 0
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from _measure import record
 
 import momentax as mm
 from momentax._judge import dot, predictions, weights
@@ -33,7 +34,6 @@ from momentax.recipes._batches import batches
 from momentax.recipes._data import load
 from momentax.recipes._evaluation import distances, draw
 from momentax.recipes._folder import Folder
-from momentax.recipes._report import versions
 from momentax.recipes._teacher import network
 
 UPDATES, BATCH, RATE = 2000, 1024, 1e-4
@@ -53,12 +53,13 @@ class Variant:
 
 VARIANTS = {
     "halves": Variant(),
-    "more for nu": Variant(896, 204),
-    "less for nu": Variant(256, 716),
+    "more for nu": Variant(896, 256),
+    "less for nu": Variant(256, 682),
     "averaged, 10": Variant(memory=0.9),
     "averaged, 100": Variant(memory=0.99),
-    "equation (10)": Variant(384, 384, minus_data=True),
+    "equation (10)": Variant(394, 394, minus_data=True),
     "own weight": Variant(weight=mm.v_weight),
+    "own Lambda": Variant(precond="own"),
     "Adam's": Variant(precond="adam"),
     "identity": Variant(precond="identity"),
 }
@@ -101,9 +102,9 @@ def update(teacher, precond, student, state, mean, optimizer, variant, x, key, c
     total = jax.tree.map(lambda old, new: variant.memory * old + (1 - variant.memory) * new, total, nu)
     count = variant.memory * count + (1 - variant.memory)
     nu = jax.tree.map(lambda leaf: leaf / count, total)
-    value, grads = eqx.filter_value_and_grad(value_of)(student, teacher, nu, second[0], keys[1], second[1])
+    grads = eqx.filter_grad(value_of)(student, teacher, nu, second[0], keys[1], second[1])
     changes, state = optimizer.update(grads, state)
-    return eqx.apply_updates(student, changes), state, (total, count), value
+    return eqx.apply_updates(student, changes), state, (total, count)
 
 
 def preconditioner(kind, teacher, examples, key):
@@ -111,7 +112,7 @@ def preconditioner(kind, teacher, examples, key):
     if kind == "identity":
         return mm.identity
     loss = mm.denoising_loss(schedule=SCHEDULE, weight=mm.flat_weight if kind == "estimated" else mm.v_weight)
-    if kind == "estimated":
+    if kind != "adam":
         return mm.estimate_preconditioner(loss, teacher, (next(examples) for _ in range(100)), key)
     adam = optax.scale_by_adam()
     state = adam.init(eqx.filter(teacher, eqx.is_inexact_array))
@@ -125,20 +126,19 @@ def preconditioner(kind, teacher, examples, key):
 
 
 def distilled(dataset, teacher, variant):
-    """A student after the updates, and the mean value of the loss in the last tenth of them."""
+    """A student after the updates."""
     key = jax.random.key(0)
     examples = batches(dataset, variant.of_nu + variant.of_rest, 1, hidden=0.0)
     precond = preconditioner(variant.precond, teacher, examples, key)
     optimizer = mm.paper_optimizer(RATE, UPDATES, warmup=100, b1=0.9)
     student, moving = teacher, eqx.filter(teacher, eqx.is_inexact_array)
-    state, mean, values = optimizer.init(moving), (jax.tree.map(jnp.zeros_like, moving), jnp.zeros(())), []
+    state, mean = optimizer.init(moving), (jax.tree.map(jnp.zeros_like, moving), jnp.zeros(()))
     for n in range(UPDATES):
         x, cond = next(examples)
         told = (optimizer, variant, x, jax.random.fold_in(key, n), cond)
-        student, state, mean, value = update(teacher, precond, student, state, mean, *told)
-        values.append(value)
+        student, state, mean = update(teacher, precond, student, state, mean, *told)
     examples.close()
-    return student, float(jnp.mean(jnp.stack(values[-UPDATES // 10 :])))
+    return student
 
 
 def main(source: str, target: str, *names: str) -> None:
@@ -146,12 +146,11 @@ def main(source: str, target: str, *names: str) -> None:
     dataset, rows = load("digits"), {}
     teacher = Folder(Path(source)).read_weights("teacher.eqx", network(dataset, jax.random.key(0)))
     for name in names or VARIANTS:
-        student, value = distilled(dataset, teacher, VARIANTS[name])
+        student = distilled(dataset, teacher, VARIANTS[name])
         samples = draw(student, 8, "cosine", mm.conditional_posterior, dataset, 5000, 0)
-        rows[name] = {"frechet_distance": round(distances(samples, dataset)["frechet_distance"], 4), "value": value}
-        print(f"{name:<16}{rows[name]['frechet_distance']:>8.3f}{value:>12.3g}", flush=True)
-        told = {"command": f"python benchmarks/nu.py {source} {target}", "seed": 0, "versions": versions()}
-        Path(target).write_text(json.dumps(told | {"updates": UPDATES, "rows": rows}, indent=1) + "\n")
+        rows[name] = round(distances(samples, dataset)["frechet_distance"], 4)
+        print(f"{name:<16}{rows[name]:>8.3f}", flush=True)
+        record(target, " ".join(["nu.py", source, target, *names]), seed=0, updates=UPDATES, frechet_distance=rows)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,25 @@
     python benchmarks/startup.py docs/results/startup.json [NETWORK ...]
 
 Imports are processes of their own: the library's over those of what it is made of (JAX, Equinox, optax), the median
-over rounds. Compilations are cold; each update's is over that of the network's value and gradient alone. "traces" is
-how often a step was traced for three updates, each with losses made anew of players that have moved.
+over rounds. Compilations are cold, tracing included, and the median of three rounds; each update's is over that of the
+network's value and gradient alone. "traces" is how often a step was traced for three updates, each with losses made
+anew of players that have moved.
 """
 
+import os
 import subprocess
 import sys
-import time
+from functools import partial
+
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from _measure import lowered, ratio, record
+from _measure import building, lowered, ratio, record
 from _networks import SHAPE, losses, players, selected, step_over
 
-BATCH, ROUNDS = 16, 5
+BATCH, ROUNDS, BUILDS = 16, 5, 3
 IMPORTS = {
     "momentax": "import momentax",
     "its parts": "import equinox, jax, jax.numpy, jaxtyping, numpy, optax",
@@ -40,15 +44,6 @@ def imports(rounds):
     turns = [{name: imported(statement) for name, statement in IMPORTS.items()} for _ in range(rounds)]
     ours, parts = ([turn[name][0] for turn in turns] for name in IMPORTS)
     return {"seconds": min(ours), "over its parts": ratio(ours, parts), "heavy": turns[0]["momentax"][1]}
-
-
-def compiling(function, *args):
-    """Seconds to trace and lower, and to compile."""
-    start = time.perf_counter()
-    program = lowered(function, *args)
-    middle = time.perf_counter()
-    program.compile()
-    return middle - start, time.perf_counter() - middle
 
 
 def gradient(net, z, t):
@@ -76,15 +71,17 @@ def rows_of(network, make):
     """A row for each update."""
     model, state, precond = eqx.filter_eval_shape(players, make, jax.random.key(0))
     x, t = jax.ShapeDtypeStruct((BATCH, *SHAPE), jnp.float32), jax.ShapeDtypeStruct((BATCH,), jnp.float32)
-    alone = sum(compiling(gradient, model.net, x, t))
+    key, step = jax.random.key(0), step_over()
+    programs = {"gradient": partial(lowered, gradient, model.net, x, t)}
     for name, loss in losses(model, model, model, precond).items():
-        lower, compile_ = compiling(step_over(), loss, model, state, x, jax.random.key(0))
-        over = (lower + compile_) / alone
+        programs[name] = partial(lowered, step, loss, model, state, x, key)
+    builds = building(programs, BUILDS)
+    for name in tuple(programs)[1:]:
+        over = ratio(builds[name], builds["gradient"])["median"]
         yield {
             "network": network,
             "update": name,
-            "lower": lower,
-            "compile": compile_,
+            "seconds": min(builds[name]),
             "over its gradient": over,
             "traces": traces(make, name),
         }
@@ -94,11 +91,11 @@ def main(target: str, *names: str, rounds: int = ROUNDS) -> None:
     """Prints the table row by row and writes it, with what made it."""
     found, rows = imports(rounds), []
     print(f"import {found['seconds']:.2f} s, {found['over its parts']['median']:.3f} of its parts', {found['heavy']}")
-    print(f"{'network':<10}{'update':<12}{'lower, s':>10}{'compile, s':>12}{'/ gradient':>12}{'traces':>8}")
+    print(f"{'network':<10}{'update':<12}{'compile, s':>12}{'/ gradient':>12}{'traces':>8}")
     for network, make in selected(names).items():
         for row in rows_of(network, make):
             rows.append(row)
-            print(f"{network:<10}{row['update']:<12}{row['lower']:>10.2f}{row['compile']:>12.2f}", end="")
+            print(f"{network:<10}{row['update']:<12}{row['seconds']:>12.2f}", end="")
             print(f"{row['over its gradient']:>12.2f}{row['traces']:>8}", flush=True)
             told = {"batch": BATCH, "rounds": rounds, "import": found, "rows": rows}
             record(target, " ".join(["startup.py", target, *names]), **told)

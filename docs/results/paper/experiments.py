@@ -3,13 +3,13 @@
     python docs/results/paper/experiments.py distil fashion-mnist runs/fashion-mnist
     python docs/results/paper/experiments.py measure fashion-mnist runs/fashion-mnist docs/results/paper
 
-`plan.py` says what there is. `distil` makes what is missing, run by run; a second process beside the first takes other
-runs; a signal stops it, and the same command goes on. `measure` draws 10,000 samples from every network of the runs
-that are finished and writes their figures one by one to a file of the data's name; those that it has are not made
-again.
+`plan.py` says what there is. `distil` makes what is missing, run by run. `measure` draws 10,000 samples from every
+network of the runs that are finished and gathers their figures in a file of the data's name; those that it has of the
+same run are not made again. A second process beside the first takes other runs, once the teacher is there, and other
+drawings; a signal stops either, and the same command goes on.
 """
 
-import json
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -29,15 +29,19 @@ from momentax.recipes._features import features
 from momentax.recipes._figures import Reference, measured, reference
 from momentax.recipes._finished import opened
 from momentax.recipes._folder import Folder
+from momentax.recipes._lock import Lock
 from momentax.recipes._report import versions
 from momentax.recipes._settings import Draw
 
 SAMPLES, SEED, PICTURES = 10_000, 0, 400
+SCRIPT = "docs/results/paper/experiments.py"
 FEATURES = ("pixels", "classifier", "efficientnet")
 
 
 def distil(data: str, place: Path) -> None:
     """Every run of the plan, the first with the teacher that the others take."""
+    if (place / FIRST).exists() and not (place / FIRST / "teacher.json").exists():
+        raise SystemExit(f"needs the teacher of {place / FIRST}; got none yet; do start again once it is trained")
     for name, arguments in runs(data).items():
         folder = place / name
         if name != FIRST and not (folder / "teacher.json").exists():
@@ -55,34 +59,55 @@ def distil(data: str, place: Path) -> None:
 def measure(data: str, place: Path, target: Path) -> None:
     """Every drawing of the plan whose run is finished, the quick ones first."""
     dataset, test, folder = load(data), test_split(data), Folder(place / FIRST)
-    told = json.loads(target.read_text()) if target.exists() else {"figures": {}}
-    pending = [d for d in drawings(data) if d.name not in told["figures"] and (place / d.run / "report.json").exists()]
-    if not pending:
-        return
     images = len(dataset.x) if test else SAMPLES
     made = {name: features(name, dataset, test, folder) for name in FEATURES}
     against = {name: reference(by, dataset, test, SAMPLES, images) for name, by in made.items()}
     classifier, _ = taught(dataset, test, folder)
-    told["command"] = f"experiments.py measure {data} ..."
-    told |= {"data": data, "samples": SAMPLES, "images": images, "seed": SEED, "versions": versions()}
+    told: dict[str, Any] = {"command": f"python {SCRIPT} measure {data} runs/{data} docs/results/paper", "data": data}
+    told |= {"samples": SAMPLES, "images": images, "seed": SEED, "versions": versions()}
     told["features"] = {name: of.features.told | {"floor": of.floor} for name, of in against.items()}
-    for drawing in sorted(pending, key=lambda drawing: drawing.k):
-        told["figures"][drawing.name] = figures(drawing, place, against, classifier)
-        told["runs"] = {name: _report(place / name) for name in runs(data) if (place / name / "report.json").exists()}
-        target.write_text(json.dumps(told, indent=1) + "\n")
-        print(f"{drawing.name}: {_brief(told['figures'][drawing.name])}", flush=True)
+    for drawing in sorted(drawings(data), key=lambda drawing: drawing.k):
+        kept = Folder(place / "drawings" / drawing.name)
+        kept.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(BlockingIOError), Lock(kept.path):
+            if pending(drawing, place):
+                found = figures(drawing, place, kept.path, against, classifier)
+                kept.write_json("figures.json", found)
+                print(f"{drawing.name}: {_brief(found)}", flush=True)
+        Folder(target.parent).write_json(target.name, told | gathered(data, place))
 
 
-def figures(drawing: Drawing, place: Path, against: dict[str, Reference], classifier: Any) -> dict[str, Any]:
-    """Of one drawing, on all features; how many are what they were asked to be; and some pictures, beside its run."""
+def pending(drawing: Drawing, place: Path) -> bool:
+    """Whether its run is finished, and has no figures of this drawing yet, or those of an earlier run."""
+    run, kept = Folder(place / drawing.run), Folder(place / "drawings" / drawing.name)
+    if not run.has("report.json"):
+        return False
+    return not kept.has("figures.json") or kept.read_json("figures.json")["command"] != _told(run)["command"]
+
+
+def gathered(data: str, place: Path) -> dict[str, Any]:
+    """The figures that there are, and the runs that are finished."""
+    made = {drawing.name: Folder(place / "drawings" / drawing.name) for drawing in drawings(data)}
+    finished = {name: Folder(place / name) for name in runs(data)}
+    return {
+        "figures": {name: kept.read_json("figures.json") for name, kept in made.items() if kept.has("figures.json")},
+        "runs": {name: _told(run) for name, run in finished.items() if run.has("report.json")},
+    }
+
+
+def figures(
+    drawing: Drawing, place: Path, kept: Path, against: dict[str, Reference], classifier: Any
+) -> dict[str, Any]:
+    """Of one drawing, on all features; how many are what they were asked to be; and some pictures, which are kept."""
     config = Draw(output=place / drawing.run, model=drawing.model, k=drawing.k, **drawing.sampler)
     finished = opened(config, SAMPLES)
     samples = finished.drawn(SEED)
     labels = labels_like(finished.dataset, SAMPLES, SEED)
     pictures = {"x": samples[:PICTURES], **({} if labels is None else {"y": labels[:PICTURES]})}
-    np.savez(place / f"{drawing.name}.npz", allow_pickle=False, **pictures)
+    np.savez(kept / "samples.npz", allow_pickle=False, **pictures)
     found = {name: _own(measured(of, samples)) for name, of in against.items()}
-    return found | {"agreement": agreement(classifier, samples, labels)}
+    told = {"command": _told(Folder(place / drawing.run))["command"], "versions": versions()}
+    return told | found | {"agreement": agreement(classifier, samples, labels)}
 
 
 def agreement(classifier: Any, samples: np.ndarray, labels: Any) -> float:
@@ -100,8 +125,8 @@ def _brief(figures: dict[str, Any]) -> str:
     return ", ".join(f"{name} {figures[name]['frechet_distance']:.4g}" for name in FEATURES)
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    report = json.loads((folder / "report.json").read_text())
+def _told(run: Folder) -> dict[str, Any]:
+    report = run.read_json("report.json")
     return {name: report[name] for name in ("command", "versions", "seconds", "losses") if name in report}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import FIRST, GUIDANCE, KERNELS, LONG, SEEDS, STEPS, drawings
+from plan import FIRST, GUIDANCE, KERNELS, SEARCH, SEEDS, STEPS, drawings
 
 from momentax import checkpoint
 from momentax.recipes._folder import Folder
@@ -50,7 +50,7 @@ def cell(values: list[float], form: str) -> str:
 
 def steps(told: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Tables 1 and 2 of the paper: the data's floor, the teacher, the students."""
-    found, rows = told["figures"], {"the data's own test images": [_floor(told)]}
+    found, rows = told["figures"], {f"data against data ({_floor_of(told)})": [_floor(told)]}
     teacher = [drawing.name for drawing in drawings(told["data"]) if drawing.name.startswith("teacher, ")]
     rows |= {name: [found[name]] for name in sorted(teacher, key=_steps) if name in found}
     for algorithm, ks in STEPS[told["data"]].items():
@@ -97,23 +97,9 @@ def guidance_table(found: Figures) -> str:
 
 
 def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
-    """One setting at a time, in runs of a thousand updates or as much computing, and the best ones in longer ones."""
-    titles = {
-        FIRST: "presets: rate 1e-4, the auxiliary's 4e-4, b1 0.9; 1,000 updates of batch 64",
-        "search-one-rate": "the auxiliary at the student's rate",
-        "search-paper-1e-4": "the same, and b1 0",
-        "search-paper-3e-4": "the same, at rate 3e-4",
-        "search-paper-1e-3": "the same, at rate 1e-3",
-        "search-rate-3e-4": "presets, rate 3e-4, the auxiliary's 1.2e-3",
-        "search-batch-256": "presets, 250 updates of batch 256",
-        "search-edm": "presets, EDM's weight",
-        "search-adaptive": "presets, adaptive weight",
-        "search-flow": "presets, flow schedule",
-        "search-karras": "presets, Karras' schedule",
-        "search-joint": "presets, joint, 714 updates",
-        LONG: "presets, 4,000 updates",
-    }
-    return {title: [found[name]] for name, title in titles.items() if name in found}
+    """One setting at a time."""
+    rows = {"as above": FIRST} | {f"`{' '.join(changed)}`": f"search-{name}" for name, changed in SEARCH.items()}
+    return {title: [found[name]] for title, name in rows.items() if name in found}
 
 
 def draw_guidance(found: Figures, target: Path) -> None:
@@ -148,14 +134,20 @@ def pictures(place: Path, names: dict[str, str], label: int | None = None) -> di
     """Samples by title, of one class or as they come; those that were drawn."""
     rows = {}
     for title, name in names.items():
-        if (place / f"{name}.npz").exists():
-            with np.load(place / f"{name}.npz", allow_pickle=False) as drawn:
+        samples = place / "drawings" / name / "samples.npz"
+        if samples.exists():
+            with np.load(samples, allow_pickle=False) as drawn:
                 rows[title] = drawn["x"] if label is None else drawn["x"][drawn["y"] == label]
     return rows
 
 
 def _floor(told: dict[str, Any]) -> dict[str, Any]:
     return {name: of["floor"] for name, of in told["features"].items()}
+
+
+def _floor_of(told: dict[str, Any]) -> str:
+    of = told["features"]["pixels"]["floor"]
+    return f"{of['samples']:,} of the {of['of']} against {of['images']:,}"
 
 
 def _steps(name: str) -> int:

@@ -10,13 +10,11 @@ STEPS = {
 KERNELS = {"fashion-mnist": ("renoise", "ddim"), "emoji": ()}
 GUIDANCE = {"fashion-mnist": (0.1, 0.5, 1.0, 3.0), "emoji": ()}
 FIRST = "alternating-8-0"
-LONG = f"{FIRST}-long"
 
 TRAINING = {
     "fashion-mnist": {
         "common": ["--teacher-updates", "12000", "--schedule", "karras"],
         "alternating": ["--updates", "1000", "--batch", "64"],
-        "long": ["--updates", "4000", "--batch", "64"],
         "instant": ["--updates", "400", "--batch", "256"],
     },
     "emoji": {
@@ -25,16 +23,16 @@ TRAINING = {
         "instant": ["--updates", "400", "--batch", "256"],
     },
 }
-_SHORT = ["--algorithm", "alternating", "--updates", "1000", "--batch", "64"]
 SEARCH = {
-    "cosine": [*_SHORT, "--schedule", "cosine"],
-    "edm": [*_SHORT, "--weight", "edm"],
-    "adaptive": [*_SHORT, "--weight", "adaptive"],
-    "one-rate": [*_SHORT, "--auxiliary-rate", "1"],
-    "rate-3e-4": [*_SHORT, "--learning-rate", "3e-4"],
-    "paper": [*_SHORT, "--b1", "0", "--auxiliary-rate", "1", "--learning-rate", "3e-4"],
-    "batch-256": ["--algorithm", "alternating", "--updates", "250", "--batch", "256"],
-    "joint": ["--algorithm", "joint", "--updates", "714", "--batch", "64"],
+    "cosine": ["--schedule", "cosine"],
+    "edm": ["--weight", "edm"],
+    "adaptive": ["--weight", "adaptive"],
+    "one-rate": ["--auxiliary-rate", "1"],
+    "rate-3e-4": ["--learning-rate", "3e-4"],
+    "paper": ["--learning-rate", "3e-4", "--auxiliary-rate", "1", "--b1", "0"],
+    "batch-256": ["--updates", "250", "--batch", "256"],
+    "joint": ["--algorithm", "joint", "--updates", "714"],
+    "long": ["--updates", "4000"],
 }
 
 
@@ -75,8 +73,8 @@ def drawings(data: str) -> list[Drawing]:
     students = [Drawing(run, int(told[told.index("--k") + 1])) for run, told in runs(data).items()]
     cosine = [Drawing("search-cosine", k, "teacher") for k in (8, 64)] if data == "fashion-mnist" else []
     guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 64, "teacher") for scale in GUIDANCE[data]]
-    long = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
-    return teacher + students + cosine + guided + long
+    many = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
+    return teacher + students + cosine + guided + many
 
 
 def _kernels(data: str) -> dict[str, list[str]]:
@@ -92,18 +90,11 @@ def _guided(data: str) -> dict[str, list[str]]:
 
 
 def _searched(data: str) -> dict[str, list[str]]:
-    """One setting at a time, in short runs; and four times the updates."""
-    if data != "fashion-mnist":
-        return {}
-    short = {f"search-{name}": _told(data, 8, 0, [*changed, "--samples", "64"]) for name, changed in SEARCH.items()}
-    told = ["--algorithm", "alternating", *TRAINING[data]["long"], "--samples", "64"]
-    return short | {LONG: _told(data, 8, 0, told)}
+    """One setting of the first run's at a time."""
+    searched = SEARCH if data == "fashion-mnist" else {}
+    return {f"search-{name}": _arguments(data, "alternating", 8, 0, *changed) for name, changed in searched.items()}
 
 
 def _arguments(data: str, algorithm: str, k: int, seed: int, *further: str) -> list[str]:
     own = ["--algorithm", algorithm, *TRAINING[data][algorithm], "--samples", "64"]
-    return _told(data, k, seed, [*own, *further])
-
-
-def _told(data: str, k: int, seed: int, further: list[str]) -> list[str]:
-    return ["--data", data, *TRAINING[data]["common"], "--k", str(k), "--seed", str(seed), *further]
+    return ["--data", data, *TRAINING[data]["common"], "--k", str(k), "--seed", str(seed), *own, *further]
