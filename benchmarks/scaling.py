@@ -2,10 +2,12 @@
 
     python benchmarks/scaling.py docs/results/scaling.json [NETWORK ...]
 
-Read off programs, nothing runs: of a U-ViT of 390 million parameters ("UVIT_64") as they are lowered, of smaller
-networks compiled too, for the temporaries. A collective's bytes are those that each device sends, by rings: of an array
-of S bytes on n devices (n - 1) S / n for gathering and for scattering, twice that for reducing. The compiler adds, for
-`fully_sharded`, one number for the norm that clips. "held" are a device's arguments: players, state, its batch.
+Read off programs, nothing runs. Collectives are those of the lowered program, and in brackets how many of them the
+compiler leaves, which merges them. A collective's bytes are those that each device sends, by rings: of an array of S
+bytes on n devices (n - 1) S / n for gathering and for scattering, twice that for reducing. The compiler adds, for
+`fully_sharded`, one number for the norm that clips. "held" are a device's arguments, all players, the state of the one
+that moves and its batch; with "results" and "temporary", the compiled program's, they are its memory. A U-ViT of 390
+million parameters ("UVIT_64") is compiled for eight devices only.
 
 Host devices, with the scheduler that looks after memory and the second gathering kept apart from the first, as other
 backends have it.
@@ -27,7 +29,7 @@ os.environ["XLA_FLAGS"] = (
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from _measure import counts, record
+from _measure import record
 from _networks import losses, players, step_over
 
 import momentax as mm
@@ -39,7 +41,7 @@ NETWORKS = {
     "UViT": ((3, 32, 32), lambda key: mm.nn.UViT(3, width=64, multipliers=(1, 2, 8), depth=4, heads=8, key=key)),
     "MLP": ((64,), lambda key: mm.nn.MLP((64,), width=512, depth=8, key=key)),
 }
-LOWERED_ONLY = ("UVIT_64",)
+COMPILED_FOR = {"UVIT_64": (8,)}
 UPDATES = ("student", "aux", "instant")
 SENT = {
     "all_gather": lambda result, n: (n - 1) * result / n,
@@ -47,6 +49,15 @@ SENT = {
     "all_reduce": lambda result, n: 2 * (n - 1) * result / n,
 }
 COLLECTIVE = re.compile(rf'"stablehlo\.({"|".join(SENT)})"\(.*?\) -> tensor<([0-9x]*)[a-z]+([0-9]+)>', re.DOTALL)
+
+
+MERGED = re.compile(rf" ({'|'.join(SENT).replace('_', '-')})(?:-start)?\(")
+
+
+def left(text):
+    """How many collectives of each kind a compiled program has."""
+    found = MERGED.findall(text)
+    return {kind: found.count(kind.replace("_", "-")) for kind in SENT}
 
 
 def crossing(text, devices):
@@ -79,23 +90,31 @@ def compared(network, spread, count, update):
     numbers, sent = crossing(program.as_text(), count)
     row = {"collectives": numbers, "sent": sent}
     row["held"] = held(step.place((loss, model, state))) + BATCH // count * math.prod(shape) * 4
-    if network not in LOWERED_ONLY:
-        row["temporary"] = counts(program.compile())["temporary"]
+    if count in COMPILED_FOR.get(network, DEVICES):
+        compiled = program.compile()
+        memory = compiled.memory_analysis()
+        row |= {"results": memory.output_size_in_bytes, "temporary": memory.temp_size_in_bytes}
+        row["compiled"] = left(compiled.as_text())
     return row
+
+
+def line(row):
+    """What is printed of a row."""
+    compiled = row.get("compiled", dict.fromkeys(SENT, "-"))
+    sizes = [sum(row["sent"].values()), row["held"], row.get("results", math.nan), row.get("temporary", math.nan)]
+    counts = [f"{number} ({compiled[kind]})" for kind, number in row["collectives"].items()]
+    return "".join(f"{cell:>15}" for cell in counts) + "".join(f"{size / 2**20:>15.1f}" for size in sizes)
 
 
 def main(target: str, *names: str, devices=DEVICES) -> None:
     """Prints the table row by row and writes it, with what made it."""
     rows: list[dict[str, Any]] = []
     print(f"{'network':<10}{'spread':<15}{'update':<10}{'devices':>8}", end="")
-    print("".join(f"{kind:>15}" for kind in (*SENT, "sent, MiB", "held, MiB", "temp, MiB")))
+    print("".join(f"{kind:>15}" for kind in (*SENT, "sent, MiB", "held, MiB", "results, MiB", "temp, MiB")))
     for network, spread, update, count in product(names or NETWORKS, SPREADS, UPDATES, devices):
         row = compared(network, spread, count, update)
         rows.append({"network": network, "spread": spread, "update": update, "devices": count} | row)
-        sizes = [sum(row["sent"].values()), row["held"], row.get("temporary", math.nan)]
-        print(f"{network:<10}{spread:<15}{update:<10}{count:>8}", end="")
-        print("".join(f"{number:>15}" for number in row["collectives"].values()), end="")
-        print("".join(f"{size / 2**20:>15.1f}" for size in sizes), flush=True)
+        print(f"{network:<10}{spread:<15}{update:<10}{count:>8}{line(row)}", flush=True)
         record(target, " ".join(["scaling.py", target, *names]), batch=BATCH, rows=rows)
 
 

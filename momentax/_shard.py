@@ -95,8 +95,9 @@ def cut(tree: PyTree[Any], like: PyTree[Any]) -> PyTree[Any]:
 def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function `(tree, *args)` of a tree with pieces, gathered for each call and once more for its derivative.
 
-    Not before the arguments are there, so that no whole array is kept from one use to the next. A tree without
-    pieces is handed on.
+    Not before the arguments are there, so that no whole array is kept from one use to the next. Kept for the
+    derivative are the results of matrix products and convolutions; what lies between them is computed again. A tree
+    without pieces is handed on.
     """
 
     @functools.wraps(function)
@@ -109,7 +110,7 @@ def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
             tree, args = eqx.combine(arrays, rest)
             return function(whole(_after(tree, args)), *args)
 
-        return jax.checkpoint(on_pieces, policy=_all_but_gathered)(arrays)
+        return jax.checkpoint(on_pieces, policy=_products)(arrays)
 
     return call
 
@@ -167,5 +168,5 @@ def _after(tree: PyTree[Any], args: Any) -> PyTree[Any]:
     return eqx.combine(moving, fixed)
 
 
-def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name != "all_gather"
+def _products(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("dot_general", "conv_general_dilated")

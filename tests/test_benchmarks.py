@@ -1,4 +1,4 @@
-"""Every benchmark runs in its smallest form, and what it counts is what it says."""
+"""Benchmarks run in their smallest form, those but that train students, and what they count is what they say."""
 
 import importlib
 import json
@@ -21,7 +21,7 @@ SMALL = {"MLP": lambda key: mm.nn.MLP((3, 8, 8), width=16, depth=1, key=key)}
 def script(monkeypatch):
     """A benchmark by name, of one small network, with JAX as users have it; what it sets is undone."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.setenv(name, os.environ.get(name, "cpu" if name == "JAX_PLATFORMS" else ""))
     networks = importlib.import_module("_networks")
     monkeypatch.setattr(networks, "SHAPE", (3, 8, 8))
@@ -89,10 +89,17 @@ def test_jvp(script, tmp_path):
 
 @pytest.mark.slow
 def test_what_is_written_by_hand_is_the_library(script, tmp_path):
-    """Which the script itself demands; the teacher is in its program."""
-    rows = rows_of(script("naive"), tmp_path, rounds=1)
-    assert [row["update"] for row in rows] == ["student", "aux", "instant"]
-    assert all(row["step"]["median"] > 0 for row in rows)
+    """Which the script itself demands; of what is closed over every byte is in its program."""
+    naive = script("naive")
+    model = eqx.filter_jit(SMALL["MLP"])(jax.random.key(0))
+    players = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model) if hasattr(leaf, "dtype"))
+    library = naive.size(naive.lowered(lambda x: x + 1, jnp.zeros(3, jnp.float32)))
+    bound = naive.size(naive.lowered(lambda x: jax.vmap(model)(x, x[:, 0, 0, 0]), jnp.zeros((2, 3, 8, 8), jnp.float32)))
+    assert players < bound - library < 1.5 * players
+    rows = rows_of(naive, tmp_path, rounds=1)
+    assert [row["update"] for row in rows] == ["student", "student", "aux", "aux", "instant", "instant"]
+    assert [row["kind"] for row in rows] == ["by hand", "closure"] * 3
+    assert all(row["step"]["median"] > 0 and row["program"] > 1 for row in rows)
 
 
 def test_by_hand_with_the_printed_sign_is_told(script, monkeypatch):
@@ -131,7 +138,7 @@ def test_scaling(script, tmp_path, monkeypatch):
     """What is replicated sends a gradient each way, twice over for instant; what is in pieces is held once over n."""
     scaling = script("scaling")
     monkeypatch.setattr(scaling, "NETWORKS", {"small": ((3, 8, 8), SMALL["MLP"])})
-    monkeypatch.setattr(scaling, "LOWERED_ONLY", ("small",))
+    monkeypatch.setattr(scaling, "COMPILED_FOR", {"small": ()})
     rows = {
         (row["spread"], row["update"], row["devices"]): row for row in rows_of(scaling, tmp_path, "small", devices=(4,))
     }
@@ -153,9 +160,10 @@ def test_collectives_are_read_off_a_program(script):
         return jax.lax.psum_scatter(jax.lax.psum(whole * x[0], "data") + whole, "data", tiled=True)
 
     spread = jax.shard_map(crossing, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"), check_vma=False)
-    text = jax.jit(spread).lower(jax.ShapeDtypeStruct((8, 4), jnp.float32)).as_text()
-    numbers, sent = scaling.crossing(text, 4)
+    program = jax.jit(spread).lower(jax.ShapeDtypeStruct((8, 4), jnp.float32))
+    numbers, sent = scaling.crossing(program.as_text(), 4)
     assert numbers == {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 1}
+    assert scaling.left(program.compile().as_text()) == numbers
     assert sent == {"all_gather": 96.0, "reduce_scatter": 96.0, "all_reduce": 192.0}
 
 

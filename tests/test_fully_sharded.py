@@ -258,9 +258,13 @@ MEMORY = """
 import equinox as eqx, jax, jax.numpy as jnp, json, optax, momentax as mm
 
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_rms(0.99), optax.scale(-1e-3))
+nets = {
+    "MLP": ((64,), lambda key: mm.nn.MLP((64,), width=512, depth=8, key=key)),
+    "UViT": ((3, 16, 16), lambda key: mm.nn.UViT(3, width=32, multipliers=(1, 4), heads=2, key=key)),
+}
 
-def players(key):
-    student = mm.Denoiser(mm.nn.MLP((64,), width=512, depth=8, key=key))
+def players(net, key):
+    student = mm.Denoiser(net(key))
     moving = eqx.filter(student, eqx.is_inexact_array)
     return student, optimizer.init(moving), mm.Diagonal(moving)
 
@@ -269,38 +273,60 @@ def step(loss, model, state, x, key):
     changes, state = optimizer.update(grads, state)
     return eqx.apply_updates(model, changes), state, value
 
-def bytes_on_a_device(name, count):
+def memory(net, spread, name, count):
     mesh = jax.make_mesh((count,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
-    student, state, scale = eqx.filter_eval_shape(players, jax.random.key(0))
+    shape, make = nets[net]
+    student, state, scale = eqx.filter_eval_shape(players, make, jax.random.key(0))
     losses = mm.moment_match(student, student, student, axis_name="data")
     loss = {"student": losses.student, "instant": mm.instant(student, scale, axis_name="data")}[name]
-    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
-    lowered = mm.fully_sharded(step, mesh).lower(loss, student, state, x, jax.random.key(0))
-    memory = lowered.compile().memory_analysis()
+    x = jax.ShapeDtypeStruct((64, *shape), jnp.float32)
+    lowered = spread(step, mesh).lower(loss, student, state, x, jax.random.key(0))
+    return lowered.compile().memory_analysis()
+
+def total(memory):
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-student, *_ = eqx.filter_eval_shape(players, jax.random.key(0))
-print(sum(leaf.size * 4 for leaf in jax.tree.leaves(student) if hasattr(leaf, "size")))
-print(json.dumps({name: [bytes_on_a_device(name, n) for n in (1, 2, 4, 8)] for name in ("student", "instant")}))
+def size(net):
+    student, *_ = eqx.filter_eval_shape(players, nets[net][1], jax.random.key(0))
+    return sum(leaf.size * 4 for leaf in jax.tree.leaves(student) if hasattr(leaf, "size"))
+
 """
 
 
-@pytest.mark.slow
-def test_memory_on_a_device_falls_as_one_over_n():
-    """Arguments, results and temporaries of an update of 8.5 million parameters, as the compiler counts them.
+def counted(program):
+    """What a program over eight devices prints, in a process of its own.
 
     With the scheduler that looks after memory, and with the second gathering kept apart from the first, as other
-    backends have it: the CPU's own defaults look after concurrency. It still gathers the teacher of `instant` once
-    as a whole, for the tangent.
+    backends have it: the CPU's own defaults look after concurrency.
     """
     flags = (
         "--xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
         " --xla_disable_hlo_passes=cse_barrier_expander"
     )
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    result = subprocess.run([sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True)
-    network, sizes = (json.loads(line) for line in result.stdout.splitlines())
+    command = [sys.executable, "-c", f"{MEMORY}\nprint(json.dumps({program}))"]
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+def test_memory_on_a_device_falls_as_one_over_n():
+    """Arguments, results and temporaries of an update of 8.5 million parameters, as the compiler counts them.
+
+    It still gathers the teacher of `instant` once as a whole, for the tangent.
+    """
+    each = "[total(memory('MLP', mm.fully_sharded, name, n)) for n in (1, 2, 4, 8)]"
+    network, sizes = counted(f"[size('MLP'), {{name: {each} for name in ('student', 'instant')}}]")
     for name, gathered in (("student", 0), ("instant", network)):
         whole, *spread = sizes[name]
         for count, size in zip((2, 4, 8), spread, strict=True):
             assert size < 1.2 * whole / count + gathered
+
+
+@pytest.mark.slow
+def test_activations_of_what_is_gathered_are_those_of_what_is_whole():
+    """Besides them an update has one network at a time, gathered, where the other has its whole gradient."""
+    each = (
+        "[memory('UViT', spread, 'student', 8).temp_size_in_bytes for spread in (mm.data_parallel, mm.fully_sharded)]"
+    )
+    network, (replicated, in_pieces) = counted(f"[size('UViT'), {each}]")
+    assert in_pieces < replicated + network
