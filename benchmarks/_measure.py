@@ -3,6 +3,7 @@
 Nothing here, nor in what uses it alone, needs the library's recipes.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -93,10 +94,11 @@ def record(target: str, command: str, **told: Any) -> None:
 
 def versions() -> dict[str, str]:
     """Of everything that has a say in the figures, where it is installed: a clone on the path is not."""
-    packages = ("momentax", "jax", "jaxlib", "equinox", "optax", "numpy")
-    found = {name for names in importlib.metadata.packages_distributions().values() for name in names}
-    installed = {name: importlib.metadata.version(name) for name in packages if name in found}
-    return {"python": platform.python_version(), **installed}
+    installed = {"python": platform.python_version()}
+    for name in ("momentax", "jax", "jaxlib", "equinox", "optax", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _compiling(program: Callable[[], Any]) -> float:

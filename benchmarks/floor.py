@@ -12,9 +12,10 @@ network's forward pass, its value and gradient for a given cotangent, its value 
     instant     F(n/2) of the student, G(n/2) of the teacher, G(n/2) of the student, J(n/2) of the teacher, and Lambda
 
 and of what every implementation does besides: one normal number per pixel of every noisy image, and the optimiser.
-"flops", which shall not be above 1.02, is over all of it; "networks" leaves these two out of the floor. Memory is arguments, results and temporaries; the floor's temporaries are
-those of the gradient, whose activations are kept while other networks judge, of one of these, and for instant nu. On a
-CPU the scheduler is that which looks after memory, as other backends have it.
+"flops", which shall not be above 1.02, is over all of it; "networks" leaves these two out of the floor. Memory is
+arguments, results and temporaries; the floor's temporaries are those of the gradient, whose activations are kept while
+other networks judge, of one of these, and for instant nu. On a CPU the scheduler is that which looks after memory, as
+other backends have it.
 """
 
 import os
