@@ -84,15 +84,16 @@ def test_a_report_says_how_to_make_it_again(path):
 
 
 @pytest.fixture
-def plan(monkeypatch):
-    """What the paper's experiments are made of."""
+def of_paper(monkeypatch):
+    """A module of the paper's experiments, by name."""
     monkeypatch.syspath_prepend(str(RESULTS / "paper"))
-    return importlib.import_module("plan")
+    return importlib.import_module
 
 
 @pytest.mark.parametrize("data", ["fashion-mnist", "emoji"])
-def test_every_run_of_the_papers_experiments_is_a_command(plan, data):
+def test_every_run_of_the_papers_experiments_is_a_command(of_paper, data):
     """Of one teacher, with options that exist and fit; and what is drawn is drawn of one of them."""
+    plan = of_paper("plan")
     shape = (4, 1, 28, 28) if data == "fashion-mnist" else (4, 3, 32, 32)
     dataset = Dataset(data, np.zeros(shape, np.float32), np.arange(4, dtype=np.int32), 4, "none")
     runs = {name: resolved(tyro.cli(Distill, args=told), dataset) for name, told in plan.runs(data).items()}
@@ -103,3 +104,17 @@ def test_every_run_of_the_papers_experiments_is_a_command(plan, data):
     assert len({drawing.name for drawing in drawings}) == len(drawings)
     assert {drawing.run for drawing in drawings} == set(runs)
     assert all(drawing.k == runs[drawing.run].k for drawing in drawings if drawing.model == "student")
+
+
+MEASURED = sorted((RESULTS / "paper").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_tables_of_the_papers_experiments_are_those_of_their_record(of_paper, path):
+    told, page = json.loads(path.read_text()), (RESULTS / "paper" / "README.md").read_text()
+    assert all(table in page for table in of_paper("pages").tables(told))
+    assert told["samples"] >= 10_000
+    assert told["features"].keys() == {"pixels", "classifier", "efficientnet"}
+    assert {figures["command"] for figures in told["figures"].values()} <= {
+        run["command"] for run in told["runs"].values()
+    }

@@ -162,13 +162,18 @@ def _distance(row: dict[str, Any]) -> float:
     return row["efficientnet"]["frechet_distance"]
 
 
+def tables(told: dict[str, Any]) -> list[str]:
+    """All of a data set's, in Markdown."""
+    found = told["figures"]
+    further = [table(kernels(found)), guidance_table(found), table(search(found))] if KERNELS[told["data"]] else []
+    return [table(steps(told)), *further]
+
+
 def main(place: str, source: str) -> None:
     """Prints the tables and draws the pictures."""
     told, folder, runs = json.loads(Path(source).read_text()), Folder(Path(source).parent), Path(place)
-    data, found = Path(source).stem, told["figures"]
-    print(table(steps(told)))
-    if KERNELS[data]:
-        print(table(kernels(found)), guidance_table(found), table(search(found)), sep="\n\n")
+    data, found = told["data"], told["figures"]
+    print("\n\n".join(tables(told)))
     shown = {f"teacher, {k} steps": f"teacher, {k} steps" for k in (1024, 256, 64, 8)}
     shown |= {f"{name}, {k} steps": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))
