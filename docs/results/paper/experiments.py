@@ -54,6 +54,7 @@ def distil(data: str, place: Path) -> None:
             if not isinstance(ended.code, str):
                 raise
             print(f"{name}: {ended.code}", flush=True)
+        jax.clear_caches()
 
 
 def measure(data: str, place: Path, target: Path) -> None:
