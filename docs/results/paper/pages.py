@@ -70,12 +70,12 @@ def kernels(found: Figures) -> dict[str, list[dict[str, Any]]]:
 def guidance(found: Figures) -> dict[str, dict[float, dict[str, Any]]]:
     """Section 5.3: by whom, the figures at every scale."""
     who = {
-        "teacher, 64 steps": lambda scale: f"teacher of {FIRST}-guided-{scale:g}, 64 steps",
+        "teacher, 32 steps": lambda scale: f"teacher of {FIRST}-guided-{scale:g}, 32 steps",
         "alternating, 8 steps": lambda scale: f"{FIRST}-guided-{scale:g}",
         "instant, 8 steps": lambda scale: f"instant-8-0-guided-{scale:g}",
     }
     without = {
-        "teacher, 64 steps": "teacher, 64 steps",
+        "teacher, 32 steps": "teacher, 32 steps",
         "alternating, 8 steps": FIRST,
         "instant, 8 steps": "instant-8-0",
     }

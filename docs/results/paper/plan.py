@@ -66,13 +66,13 @@ def runs(data: str) -> dict[str, list[str]]:
 
 def drawings(data: str) -> list[Drawing]:
     """The teacher in several steps, with more noise and with none; then every student in its own."""
-    noise = [{"noise": gamma} for gamma in (0.1, 0.2, 0.3)]
-    teacher = [Drawing(FIRST, k, "teacher") for k in (8, 64)]
+    noise = [{"noise": gamma} for gamma in (0.1, 0.2)]
+    teacher = [Drawing(FIRST, k, "teacher") for k in (8, 32, 64)]
     teacher += [Drawing(FIRST, 8, "teacher", {"kernel": "ddim"})]
     teacher += [Drawing(FIRST, k, "teacher", how) for k in (8, 64) for how in noise]
     students = [Drawing(run, int(told[told.index("--k") + 1])) for run, told in runs(data).items()]
     cosine = [Drawing("search-cosine", k, "teacher") for k in (8, 64)] if data == "fashion-mnist" else []
-    guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 64, "teacher") for scale in GUIDANCE[data]]
+    guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 32, "teacher") for scale in GUIDANCE[data]]
     many = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
     return teacher + students + cosine + guided + many
 
