@@ -71,27 +71,27 @@ def measure(data: str, place: Path, target: Path) -> None:
         kept = Folder(place / "drawings" / drawing.name)
         kept.path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BlockingIOError), Lock(kept.path):
-            if pending(drawing, place):
+            if (place / drawing.run / "report.json").exists() and not known(drawing, place):
                 found = figures(drawing, place, kept.path, against, classifier)
                 kept.write_json("figures.json", found)
                 print(f"{drawing.name}: {_brief(found)}", flush=True)
         Folder(target.parent).write_json(target.name, told | gathered(data, place))
 
 
-def pending(drawing: Drawing, place: Path) -> bool:
-    """Whether its run is finished, and has no figures of this drawing yet, or those of an earlier run."""
+def known(drawing: Drawing, place: Path) -> dict[str, Any] | None:
+    """The figures of this drawing of the run as it is; none where they are missing, or of an earlier run."""
     run, kept = Folder(place / drawing.run), Folder(place / "drawings" / drawing.name)
-    if not run.has("report.json"):
-        return False
-    return not kept.has("figures.json") or kept.read_json("figures.json")["command"] != _told(run)["command"]
+    if not run.has("report.json") or not kept.has("figures.json"):
+        return None
+    found = kept.read_json("figures.json")
+    return found if found["command"] == _told(run)["command"] else None
 
 
 def gathered(data: str, place: Path) -> dict[str, Any]:
     """The figures that there are, and the runs that are finished."""
-    made = {drawing.name: Folder(place / "drawings" / drawing.name) for drawing in drawings(data)}
     finished = {name: Folder(place / name) for name in runs(data)}
     return {
-        "figures": {name: kept.read_json("figures.json") for name, kept in made.items() if kept.has("figures.json")},
+        "figures": {drawing.name: found for drawing in drawings(data) if (found := known(drawing, place))},
         "runs": {name: _told(run) for name, run in finished.items() if run.has("report.json")},
     }
 

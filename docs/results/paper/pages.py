@@ -28,6 +28,7 @@ COLUMNS = {
     "recall": ("efficientnet", "recall", "{:.3f}"),
     "sliced W, pixels": ("pixels", "sliced_wasserstein", "{:.4f}"),
 }
+OF_KERNELS = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
 SCALES = GUIDANCE["fashion-mnist"]
 Figures = dict[str, dict[str, Any]]
 
@@ -63,8 +64,7 @@ def steps(told: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def kernels(found: Figures) -> dict[str, list[dict[str, Any]]]:
     """Section 5.2: what the rollouts and the sampler do with the student's prediction."""
-    names = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
-    return {kernel: [found[name]] for kernel, name in names.items() if name in found}
+    return {kernel: [found[name]] for kernel, name in OF_KERNELS.items() if name in found}
 
 
 def guidance(found: Figures) -> dict[str, dict[float, dict[str, Any]]]:
@@ -98,7 +98,7 @@ def guidance_table(found: Figures) -> str:
 
 def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
     """One setting at a time."""
-    rows = {"as above": FIRST} | {f"`{' '.join(changed)}`": f"search-{name}" for name, changed in SEARCH.items()}
+    rows = {f"as {FIRST}": FIRST} | {f"`{' '.join(changed)}`": f"search-{name}" for name, changed in SEARCH.items()}
     return {title: [found[name]] for title, name in rows.items() if name in found}
 
 
@@ -178,8 +178,7 @@ def main(place: str, source: str) -> None:
     shown |= {f"{name}, {k} steps": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))
     if KERNELS[data]:
-        of_kernels = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
-        plot_samples(folder, f"{data}-kernels.png", pictures(runs, of_kernels, 7))
+        plot_samples(folder, f"{data}-kernels.png", pictures(runs, OF_KERNELS, 7))
         draw_guidance(found, folder.path / f"{data}-guidance.png")
     finished = [name for name in (FIRST, "alternating-1-0", "instant-8-0") if (runs / name / "losses.jsonl").exists()]
     draw_losses(runs, finished, folder.path / f"{data}-losses.png")
