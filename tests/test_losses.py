@@ -39,6 +39,22 @@ def test_the_students_gradient_is_the_papers_and_none_flows_through_z_s(weight):
     assert_trees_close(by_hand, ours, rtol=1e-10, atol=1e-12)
 
 
+class Leaking(eqx.Module):
+    """A rollout of one's own, through whose z the student's gradient would flow."""
+
+    rollout: mm.Rollout
+
+    def __call__(self, student, x, key, cond=None):
+        draw = self.rollout(student, x, key, cond)
+        return draw._replace(z=draw.z + draw.x - jax.lax.stop_gradient(draw.x))
+
+
+def test_none_flows_through_the_judges_of_any_rollout():
+    losses = (mm.student_loss(TEACHER, AUX, rollout=rollout) for rollout in (mm.Rollout(), Leaking(mm.Rollout())))
+    ours, leaking = (eqx.filter_jit(eqx.filter_grad(loss))(STUDENT, X, KEY) for loss in losses)
+    assert_trees_close(ours, leaking, rtol=1e-10, atol=1e-12)
+
+
 def test_judges_in_training_mode_drop_out_alike_and_not_as_the_student():
     """A teacher and an auxiliary that are equal have no gap, whatever they drop; the student's mask is another."""
     judge = Dropping(TEACHER)
