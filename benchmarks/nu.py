@@ -2,7 +2,7 @@
 
     python benchmarks/nu.py runs/digits docs/results/nu.json [VARIANT ...]
 
-takes the teacher of a finished run (`make distill`), distils it by Algorithm 3 for 2,000 updates at what 1,024
+takes the teacher of a finished run (`make distill`), distils it by Algorithm 3 for 1,000 updates at what 1,024
 examples cost, in halves, with an estimated Lambda and a first moment (the best of `instant.py`), and prints one table:
 the Frechet distance of 5,000 samples in 8 steps to the data, on pixels. An example costs 4 forward passes for nu (the
 student's, the teacher's gradient), 6 for what it is used on (the student's gradient, the teacher's value and tangent),
@@ -36,7 +36,7 @@ from momentax.recipes._evaluation import distances, draw
 from momentax.recipes._folder import Folder
 from momentax.recipes._teacher import network
 
-UPDATES, BATCH, RATE = 2000, 1024, 1e-4
+UPDATES, RATE = 1000, 1e-4
 
 
 @dataclasses.dataclass(frozen=True)

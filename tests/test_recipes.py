@@ -8,17 +8,19 @@ import signal
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import momentax, stopped, told
 
+import momentax as mm
 from momentax import checkpoint
-from momentax.recipes._data import load
+from momentax.recipes._data import Dataset, load
 from momentax.recipes._folder import Folder
 from momentax.recipes._plots import plot_samples
 from momentax.recipes._presets import resolved
 from momentax.recipes._settings import Distill
-from momentax.recipes._teacher import start
+from momentax.recipes._teacher import network, record_of, start
 
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
 
@@ -143,6 +145,7 @@ WRONG_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "network without a scheduler": ({"teacher": "teacher/unet"}, "needs --teacher-predicts"),
     "pipeline with a prediction": ({"teacher": "teacher", "teacher_predicts": "v"}, "do drop them"),
     "trained too": ({"teacher": "teacher", "teacher_updates": 5}, "needs --teacher or --teacher-updates"),
+    "another network": ({"teacher": "teacher", "network": "uvit"}, "needs --teacher or --network"),
     "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with --teacher-predicts"),
     "images of another size": ({"teacher": "teacher", "data": "odd.npz"}, "needs a teacher of the data's images"),
     "data without labels": ({"teacher": "teacher", "data": "plain.npz"}, "needs labels for a class-conditional"),
@@ -225,7 +228,34 @@ def test_a_teacher_of_other_data_is_refused(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("own.npz", x=np.zeros((20, 8, 8, 1), np.uint8))
     assert f"needs the teacher in {folder} to fit" in told("distill", "--data", "own.npz", "--output", folder)
+    assert "network uvit-small; got mlp" in told("distill", "--network", "uvit-small", "--output", folder)
     assert "teacher_updates 41; got 40" in told("distill", "--teacher-updates", "41", "--output", folder)
+
+
+@pytest.mark.parametrize("asked", [None, "mlp", "uvit-small"])
+def test_a_teacher_of_any_network_is_recorded_taken_and_drawn_from(asked, tmp_path):
+    """What suits the data by itself is nothing asked for; what the folder has need not be asked for again."""
+    shape, name = (1, 8, 8), "mlp" if asked is None else asked
+    dataset = Dataset("zeros", np.zeros((20, *shape), np.float32), None, 0, "made up")
+    run = resolved(Distill(network=asked, output=tmp_path), dataset)
+    assert run.network == (None if name == "mlp" else name)
+    folder = Folder(tmp_path)
+    assert record_of(run, dataset)["network"] == name
+    folder.write_json("teacher.json", record_of(run, dataset))
+    assert resolved(*start(folder, Distill(output=tmp_path), dataset)[:2]) == run
+    untrained = network(dataset, jax.random.key(0), run.network)
+    assert type(untrained.net) is (mm.nn.MLP if name == "mlp" else mm.nn.UViT)
+    assert jax.vmap(untrained)(jnp.ones((2, *shape)), jnp.zeros(2)).shape == (2, *shape)
+
+
+def test_a_record_without_a_network_is_of_the_one_that_suits_the_data(tmp_path):
+    """As they were before there was a choice."""
+    dataset = Dataset("zeros", np.zeros((20, 1, 28, 28), np.float32), None, 0, "made up")
+    folder, run = Folder(tmp_path), resolved(Distill(output=tmp_path), dataset)
+    folder.write_json("teacher.json", {key: of for key, of in record_of(run, dataset).items() if key != "network"})
+    assert resolved(*start(folder, Distill(output=tmp_path, network="uvit"), dataset)[:2]) == run
+    with pytest.raises(ValueError, match="network uvit-small; got uvit;"):
+        start(folder, Distill(output=tmp_path, network="uvit-small"), dataset)
 
 
 def test_damaged_weights_are_refused(finished, tmp_path):

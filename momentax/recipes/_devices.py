@@ -40,3 +40,8 @@ def on_one(tree: PyTree[Any], mesh: Mesh | None) -> PyTree[Any]:
 def _placed(tree: PyTree[Any], sharding: Sharding) -> PyTree[Any]:
     arrays, rest = eqx.partition(tree, eqx.is_array)
     return eqx.combine(jax.device_put(arrays, sharding), rest)
+
+
+def at_once(examples: int, *, cached: int) -> int:
+    """How many examples to take at once: on a CPU, which is slower beyond its caches, as many as these hold."""
+    return cached if jax.default_backend() == "cpu" else examples

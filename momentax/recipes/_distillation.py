@@ -47,7 +47,7 @@ def _teacher(config: Run, start: Start, folder: Folder, run: dict[str, Any], key
         print(f"the teacher of {folder.path}, {source}", flush=True)
         if start.given is not None:
             return start.given, start.record
-        return folder.read_weights("teacher.eqx", network(start.dataset, keys[0])), start.record
+        return folder.read_weights("teacher.eqx", network(start.dataset, keys[0], config.network)), start.record
     record, teacher = record_of(config, start.dataset), start.given
     if config.teacher is not None:
         folder.copy("teacher", teacher_files(config.teacher))
@@ -60,7 +60,8 @@ def _teacher(config: Run, start: Start, folder: Folder, run: dict[str, Any], key
 
 def _taught(config: Run, dataset: Dataset, folder: Folder, run: dict[str, Any], keys: Any) -> Any:
     journal = Journal(folder, "teacher", 0, _told(config, run))
-    state = _trained(teaching(config, dataset, network(dataset, keys[0]), keys[1]), journal, config)
+    untrained = network(dataset, keys[0], config.network)
+    state = _trained(teaching(config, dataset, untrained, keys[1]), journal, config)
     folder.write_weights("teacher.eqx", state.average)
     _complete(folder, run, "teacher", journal, state)
     return state.average

@@ -1,6 +1,7 @@
 """How good the samples are: the same draws, features and distances for teacher and student."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,29 +13,28 @@ from jaxtyping import Array, Float, Int, Key
 import momentax as mm
 
 from ._data import Dataset
+from ._devices import at_once
 from ._figures import near
 from ._progress import parts
 from ._settings import KERNELS, SCHEDULES, Run
 
 Kernel = Callable[..., mm.Gaussian]
 FEATURES = "pixels"
-_CHUNK = 500
 
 
 def draw(
     denoiser: Any, steps: int, schedule: str, kernel: Kernel, dataset: Dataset, samples: int, seed: int
 ) -> Float[np.ndarray, "n c h w"]:
     """Samples in [-1, 1], of labels drawn as the data has them; sample i depends on seed and i alone."""
-    chunk = _chunks(denoiser, steps, schedule, kernel, dataset, samples, seed)
-    starts = parts(range(0, samples, _CHUNK), f"{samples} samples in {steps} steps")
-    return np.clip(np.concatenate([chunk(start) for start in starts]), -1, 1)
+    chunks = _chunks(denoiser, steps, schedule, kernel, dataset, samples, seed)
+    shown = parts(range(len(chunks)), f"{samples} samples in {steps} steps")
+    return np.clip(np.concatenate([chunks[n]() for n in shown]), -1, 1)
 
 
 def distance(config: Run, dataset: Dataset, student: Any) -> float:
     """The Frechet distance that the report has of a student, without a bar and without heed of signals."""
     told = (config.k, config.schedule, KERNELS[config.kernel], dataset, config.samples, config.seed)
-    chunk = _chunks(student, *told)
-    samples = np.concatenate([chunk(start) for start in range(0, config.samples, _CHUNK)])
+    samples = np.concatenate([chunk() for chunk in _chunks(student, *told)])
     return mm.metrics.frechet_distance(*_features(np.clip(samples, -1, 1), dataset))
 
 
@@ -71,16 +71,18 @@ def _features(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> tuple[
 
 def _chunks(
     denoiser: Any, steps: int, schedule: str, kernel: Kernel, dataset: Dataset, samples: int, seed: int
-) -> Callable[[int], Float[np.ndarray, "m c h w"]]:
+) -> list[Callable[[], Float[np.ndarray, "m c h w"]]]:
     sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=kernel)
     labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
 
+    size = at_once(500, cached=64)
+
     def chunk(start: int) -> Float[np.ndarray, "m c h w"]:
-        own = slice(start, start + _CHUNK)
+        own = slice(start, start + size)
         label = None if labels is None else jnp.asarray(labels[own])
         return np.asarray(_draw_chunk(sampler, keys[own], label, dataset.x.shape[1:]))
 
-    return chunk
+    return [partial(chunk, start) for start in range(0, samples, size)]
 
 
 @eqx.filter_jit

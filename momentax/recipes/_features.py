@@ -13,6 +13,7 @@ import momentax as mm
 
 from ._classifier import WIDTH, taught
 from ._data import Dataset
+from ._devices import at_once
 from ._efficientnet import EARLY, LATE, SIDE, read_efficientnet
 from ._folder import Folder
 from ._progress import parts
@@ -20,7 +21,6 @@ from ._progress import parts
 Images = Float32[np.ndarray, "n c h w"]
 Rows = Float32[np.ndarray, "n d"]
 Others = Float32[np.ndarray, "m d"]
-_CHUNK = 100
 
 
 class Features(NamedTuple):
@@ -87,11 +87,12 @@ def _check_colours(dataset: Dataset) -> None:
 
 
 def _rows(seen: Callable[..., Any], title: str) -> Callable[[Images], Rows]:
-    """Of a network's view of one image that of any number, a hundred at a time."""
+    """Of a network's view of one image that of any number, some at a time."""
 
     def rows(images: Images) -> Rows:
-        starts = parts(range(0, len(images), _CHUNK), f"{len(images)} images through {title}")
-        around = (np.arange(start, start + _CHUNK) % len(images) for start in starts)
+        size = at_once(100, cached=8)
+        starts = parts(range(0, len(images), size), f"{len(images)} images through {title}")
+        around = (np.arange(start, start + size) % len(images) for start in starts)
         return np.concatenate([np.asarray(_seen(seen, jnp.asarray(images[rows]))) for rows in around])[: len(images)]
 
     return rows

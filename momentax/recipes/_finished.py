@@ -43,7 +43,7 @@ def opened(config: Draw, samples: int) -> Finished:
     count = samples if config.samples is None else config.samples
     steps = settings.k if config.k is None else config.k
     check_positive(k=steps, samples=count)
-    model = given or network(dataset, jax.random.key(0))
+    model = given or network(dataset, jax.random.key(0), settings.network)
     if config.model != "teacher" or given is None:
         model = folder.read_weights(f"{config.model}.eqx", model)
     model = guide(settings, dataset, model) if config.model == "teacher" else model

@@ -13,7 +13,7 @@ import momentax as mm
 
 from ._batches import batches
 from ._data import Dataset
-from ._presets import PRESETS, network_kind
+from ._presets import preset_of
 from ._progress import parts
 from ._settings import KERNELS, SCHEDULES, TANGENTS, WEIGHTS, Run
 from ._state import State, player
@@ -52,7 +52,7 @@ def teaching(config: Run, dataset: Dataset, network: mm.Denoiser, key: PRNGKeyAr
 
     A tenth of the labels is hidden, for guidance.
     """
-    preset, updates = PRESETS[network_kind(dataset.x.shape[1:])], config.teacher_updates
+    preset, updates = preset_of(config, dataset), config.teacher_updates
     rate = optax.warmup_cosine_decay_schedule(0, preset.teacher_learning_rate, min(200, updates // 10), updates)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 

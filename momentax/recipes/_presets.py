@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ._data import Dataset
-from ._settings import Distill, Run, flag
+from ._settings import Distill, Network, Run, flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +42,26 @@ PRESETS = {
         joint=_UVIT | {"updates": 3000},
         instant=_INSTANT | {"batch": 256},
     ),
+    "uvit-small": Preset(
+        10_000,
+        64,
+        2e-3,
+        alternating=_UVIT | {"updates": 2000, "batch": 64},
+        joint=_UVIT | {"updates": 1000, "batch": 64},
+        instant=_INSTANT | {"updates": 1000, "batch": 128},
+    ),
 }
 
 
 def resolved(config: Distill, dataset: Dataset) -> Run:
     """The configuration with every default filled in, checked against the data."""
-    preset = PRESETS[network_kind(dataset.x.shape[1:])]
+    preset = preset_of(config, dataset)
     filled = {**getattr(preset, config.algorithm), "teacher_updates": 0 if config.teacher else preset.teacher_updates}
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    config = Run(**(filled | given))
+    usual = {"network": None} if config.network == suited(dataset.x.shape[1:]) else {}
+    config = Run(**(filled | given | usual))
     _check_teacher(config)
-    trains = config.teacher is None
-    if trains and network_kind(dataset.x.shape[1:]) == "uvit" and (dataset.x.shape[2] % 4 or dataset.x.shape[3] % 4):
-        raise ValueError(f"needs images of sides that divide by 4; got {dataset.x.shape[2:]}; do pad or crop them")
+    _check_sides(config, dataset)
     check_positive(**{name: getattr(config, name) for name in _positive(config)})
     _check_divides(config)
     _check_optimizer(config)
@@ -62,6 +69,12 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
     check_enough(samples=config.samples)
     return config
+
+
+def _check_sides(config: Run, dataset: Dataset) -> None:
+    sides, network = dataset.x.shape[2:], config.network or suited(dataset.x.shape[1:])
+    if config.teacher is None and network != "mlp" and any(side % 4 for side in sides):
+        raise ValueError(f"needs images of sides that divide by 4; got {sides}; do pad or crop them")
 
 
 def _positive(config: Run) -> list[str]:
@@ -91,6 +104,11 @@ def _check_teacher(config: Run) -> None:
             f"needs --teacher or --teacher-updates; got both, {config.teacher} and {config.teacher_updates};"
             " do drop one: a teacher that is given is not trained"
         )
+    if config.teacher is not None and config.network:
+        raise ValueError(
+            f"needs --teacher or --network; got both, {config.teacher} and {config.network};"
+            " do drop one: the teacher that is given is the network"
+        )
     if config.teacher is None and (config.teacher_predicts or config.teacher_betas):
         raise ValueError("needs --teacher with --teacher-predicts and --teacher-betas; got none; do name its folder")
 
@@ -118,6 +136,11 @@ def check_enough(**options: int) -> None:
             raise ValueError(f"needs {flag(name)} >= 16; got {value}; do take more, 5000 for a stable distance")
 
 
-def network_kind(shape: tuple[int, ...]) -> str:
+def preset_of(config: Distill, dataset: Dataset) -> Preset:
+    """That of the network that is asked for, or of the one that suits the data."""
+    return PRESETS[config.network or suited(dataset.x.shape[1:])]
+
+
+def suited(shape: tuple[int, ...]) -> Network:
     """Which reference network suits images [c, h, w]: an MLP up to 8x8, a UViT above."""
     return "mlp" if shape[1] * shape[2] <= 64 else "uvit"

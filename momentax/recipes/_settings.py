@@ -37,6 +37,7 @@ TANGENTS: dict[str, Callable[..., Any]] = {
     "reverse": mm.reverse_mode,
 }
 
+Network = Literal["mlp", "uvit", "uvit-small"]
 Kernel = Literal["ddim", "posterior", "renoise", "stochastic"]
 Weight = Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"]
 
@@ -57,6 +58,8 @@ class Distill:
     """of a network's folder, which has no scheduler to tell"""
     teacher_betas: Literal["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"] | None = None
     """of a network's folder: the thousand steps it was trained with, in diffusers' names"""
+    network: Network | None = None
+    """of a teacher that is trained; None is an MLP up to 8x8 and a UViT above, or what the teacher in the folder has"""
     algorithm: Literal["alternating", "joint", "instant"] = "alternating"
     """Algorithm 2, with an auxiliary network, in turns or both at once, or Algorithm 3, without"""
     k: int = 8

@@ -13,8 +13,8 @@ import momentax as mm
 from ._data import Dataset
 from ._folder import Folder
 from ._imported import as_taught, checksum, read_teacher, teacher_files
-from ._presets import network_kind
-from ._settings import Distill, Run
+from ._presets import suited
+from ._settings import Distill, Network, Run
 
 
 class Start(NamedTuple):
@@ -40,7 +40,8 @@ def start(folder: Folder, config: Distill, dataset: Dataset) -> Start:
         dataset = as_taught(given, dataset, config.guidance)
     if record:
         _check_fits(folder, config, dataset, record)
-        config = dataclasses.replace(config, teacher_updates=record["teacher_updates"])
+        had = {name: record.get(name) for name in ("teacher_updates", "network")}
+        config = dataclasses.replace(config, **had)
     return Start(config, dataset, record, given)
 
 
@@ -48,7 +49,7 @@ def record_of(config: Run, dataset: Dataset) -> dict[str, Any]:
     """What is kept on record of a teacher."""
     made = identity(dataset) | {"teacher_updates": config.teacher_updates, "seed": config.seed}
     if config.teacher is None:
-        return made
+        return made | {"network": config.network or suited(dataset.x.shape[1:])}
     told = {"teacher_predicts": config.teacher_predicts, "teacher_betas": config.teacher_betas}
     return made | told | {"folder": str(config.teacher), "files": checksum(teacher_files(config.teacher))}
 
@@ -74,10 +75,12 @@ def _check_none(folder: Folder, record: dict[str, Any] | None) -> None:
 
 def _check_fits(folder: Folder, config: Distill, dataset: Dataset, record: dict[str, Any]) -> None:
     asked = identity(dataset) | {"teacher_updates": config.teacher_updates or record["teacher_updates"]}
+    asked |= {"network": config.network} if config.network else {}
+    had = {"network": record.get("folder", suited(dataset.x.shape[1:]))} | record
     for name, value in asked.items():
-        if record[name] != value:
+        if had[name] != value:
             raise ValueError(
-                f"needs the teacher in {folder.path} to fit: {name} {value}; got {record[name]};"
+                f"needs the teacher in {folder.path} to fit: {name} {value}; got {had[name]};"
                 " do choose another --output, or ask for what this one is"
             )
 
@@ -93,12 +96,15 @@ def identity(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def network(dataset: Dataset, key: PRNGKeyArray) -> mm.Denoiser:
+def network(dataset: Dataset, key: PRNGKeyArray, kind: Network | None = None) -> mm.Denoiser:
     """An untrained denoiser for the data: v-prediction, log-SNR for time, one class more for "none"."""
-    shape, classes = dataset.x.shape[1:], dataset.num_classes or None
-    if network_kind(shape) == "mlp":
-        return mm.Denoiser(mm.nn.MLP(shape, width=256, depth=3, num_classes=classes, key=key))
-    return mm.Denoiser(mm.nn.UViT(shape[0], depth=4, patch=2, num_classes=classes, key=key))
+    shape, told = dataset.x.shape[1:], {"num_classes": dataset.num_classes or None, "key": key}
+    makers = {
+        "mlp": lambda: mm.nn.MLP(shape, width=256, depth=3, **told),
+        "uvit": lambda: mm.nn.UViT(shape[0], depth=4, patch=2, **told),
+        "uvit-small": lambda: mm.nn.UViT(shape[0], width=64, multipliers=(1,), depth=2, heads=2, patch=4, **told),
+    }
+    return mm.Denoiser(makers[kind or suited(shape)]())
 
 
 def guide(config: Run, dataset: Dataset, teacher: Any) -> Any:

@@ -1,12 +1,12 @@
 """Do few steps of a student do what many of its teacher do? The paper's experiments, at the size of two CPU cores.
 
     python docs/results/paper/experiments.py distil fashion-mnist runs/fashion-mnist
-    python docs/results/paper/experiments.py measure fashion-mnist runs/fashion-mnist docs/results/paper
+    python docs/results/paper/experiments.py measure fashion-mnist runs/fashion-mnist
 
-`plan.py` says what there is. `distil` makes what is missing, run by run. `measure` draws 10,000 samples from every
-network of the runs that are finished and gathers their figures in a file of the data's name; those that it has of the
-same run are not made again. A second process beside the first takes other runs, once the teacher is there, and other
-drawings; a signal stops either, and the same command goes on.
+`plan.py` says what there is. `distil` makes what is missing, or the runs that are named, all of one teacher: the first
+run's or, before there is one, the record's. `measure` draws from every network of the runs that are finished
+and gathers the figures in the record, beside this script; what it has already of the same command is not made again. A
+second process beside either takes other runs and other drawings; a signal stops them, and the same command goes on.
 """
 
 import contextlib
@@ -19,37 +19,34 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from plan import FIRST, Drawing, drawings, runs
+import tyro
+from plan import FIRST, IMAGES, SAMPLES, Drawing, command, drawings, runs
 
 from momentax.recipes._classifier import taught
 from momentax.recipes._command import run
-from momentax.recipes._data import load, test_split
+from momentax.recipes._data import Dataset, load, test_split
 from momentax.recipes._evaluation import labels_like
 from momentax.recipes._features import features
 from momentax.recipes._figures import Reference, measured, reference
 from momentax.recipes._finished import opened
 from momentax.recipes._folder import Folder
 from momentax.recipes._lock import Lock
+from momentax.recipes._presets import resolved
 from momentax.recipes._report import versions
-from momentax.recipes._settings import Draw
+from momentax.recipes._settings import Distill, Draw, as_json
 
-SAMPLES, SEED, PICTURES = 10_000, 0, 400
-SCRIPT = "docs/results/paper/experiments.py"
+HERE = Path(__file__).parent
+SEED, PICTURES = 0, 160
 FEATURES = ("pixels", "classifier", "efficientnet")
+TEACHER = ("teacher.eqx", "teacher.json")
 
 
-def distil(data: str, place: Path) -> None:
-    """Every run of the plan, the first with the teacher that the others take."""
-    if (place / FIRST).exists() and not (place / FIRST / "teacher.json").exists():
-        raise SystemExit(f"needs the teacher of {place / FIRST}; got none yet; do start again once it is trained")
-    for name, arguments in runs(data).items():
-        folder = place / name
-        if name != FIRST and not (folder / "teacher.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in ("teacher.eqx", "teacher.json"):
-                shutil.copy(place / FIRST / file, folder / file)
+def distil(data: str, place: Path, *names: str) -> None:
+    """The runs of the plan that are missing."""
+    for name in names or runs(data):
+        _give_teacher(data, place, name)
         try:
-            run(["distill", *arguments, "--output", str(folder)])
+            run(["distill", *runs(data)[name], "--output", str(place / name)])
         except SystemExit as ended:
             if not isinstance(ended.code, str):
                 raise
@@ -57,57 +54,90 @@ def distil(data: str, place: Path) -> None:
         jax.clear_caches()
 
 
-def measure(data: str, place: Path, target: Path) -> None:
+def _give_teacher(data: str, place: Path, name: str) -> None:
+    """A copy of the one teacher; none for the first run, which may train it."""
+    folder, sources = place / name, (place / FIRST, HERE / data)
+    source = next((of for of in sources if (of / "teacher.json").exists()), None)
+    if source is None and (name != FIRST or folder.exists()):
+        raise SystemExit(f"needs the teacher of {place / FIRST}; got none yet; do start again once it is trained")
+    if source is not None and not (folder / "teacher.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in TEACHER:
+            shutil.copy(source / file, folder / file)
+
+
+def measure(data: str, place: Path) -> None:
     """Every drawing of the plan whose run is finished, the quick ones first."""
     dataset, test, folder = load(data), test_split(data), Folder(place / FIRST)
-    images = len(dataset.x) if test else SAMPLES
     made = {name: features(name, dataset, test, folder) for name in FEATURES}
-    against = {name: reference(by, dataset, test, SAMPLES, images) for name, by in made.items()}
+    against = {name: reference(by, dataset, test, SAMPLES[data], IMAGES[data]) for name, by in made.items()}
     classifier, _ = taught(dataset, test, folder)
-    told: dict[str, Any] = {"command": f"python {SCRIPT} measure {data} runs/{data} docs/results/paper", "data": data}
-    told |= {"samples": SAMPLES, "images": images, "seed": SEED, "versions": versions()}
+    told: dict[str, Any] = {"command": f"python docs/results/paper/experiments.py measure {data} runs/{data}"}
+    told |= {"data": data, "samples": SAMPLES[data], "images": IMAGES[data], "seed": SEED, "versions": versions()}
     told["features"] = {name: of.features.told | {"floor": of.floor} for name, of in against.items()}
-    for drawing in sorted(drawings(data), key=lambda drawing: drawing.k):
+    tried: set[str] = set()
+    while drawing := _next(data, dataset, place, tried):
+        tried.add(drawing.name)
         kept = Folder(place / "drawings" / drawing.name)
         kept.path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BlockingIOError), Lock(kept.path):
-            if (place / drawing.run / "report.json").exists() and not known(drawing, place):
-                found = figures(drawing, place, kept.path, against, classifier)
-                kept.write_json("figures.json", found)
-                print(f"{drawing.name}: {_brief(found)}", flush=True)
-        Folder(target.parent).write_json(target.name, told | gathered(data, place))
+            found = figures(drawing, data, place, kept.path, against, classifier)
+            kept.write_json("figures.json", found)
+            print(f"{drawing.name}: {_brief(found)}", flush=True)
+        Folder(HERE).write_json(f"{data}.json", told | gathered(data, place))
 
 
-def known(drawing: Drawing, place: Path) -> dict[str, Any] | None:
-    """The figures of this drawing of the run as it is; none where they are missing, or of an earlier run."""
-    run, kept = Folder(place / drawing.run), Folder(place / "drawings" / drawing.name)
-    if not run.has("report.json") or not kept.has("figures.json"):
-        return None
-    found = kept.read_json("figures.json")
-    return found if found["command"] == _told(run)["command"] else None
+def _next(data: str, dataset: Dataset, place: Path, tried: set[str]) -> Drawing | None:
+    """The quickest drawing of a finished run that is not known, nor tried."""
+    return next(
+        (
+            drawing
+            for drawing in sorted(drawings(data), key=lambda drawing: drawing.k)
+            if drawing.name not in tried
+            and not known(drawing, data, place)
+            and _is_finished(data, dataset, place, drawing.run)
+        ),
+        None,
+    )
+
+
+def _is_finished(data: str, dataset: Dataset, place: Path, name: str) -> bool:
+    """Whether the folder has the run that the plan has now."""
+    folder, planned = Folder(place / name), tyro.cli(Distill, args=runs(data)[name])
+    if not folder.has("report.json"):
+        return False
+    return folder.read_json("report.json")["configuration"] == as_json(resolved(planned, dataset))
+
+
+def known(drawing: Drawing, data: str, place: Path) -> dict[str, Any] | None:
+    """The figures of this drawing that the runs' folder or the record has, of the plan's command."""
+    kept = Folder(place / "drawings" / drawing.name)
+    found = kept.read_json("figures.json") if kept.has("figures.json") else None
+    found = found or _recorded(data, "figures").get(drawing.name)
+    return found if found and found["command"] == command(data, drawing.run) else None
 
 
 def gathered(data: str, place: Path) -> dict[str, Any]:
     """The figures that there are, and the runs that are finished."""
-    finished = {name: Folder(place / name) for name in runs(data)}
-    return {
-        "figures": {drawing.name: found for drawing in drawings(data) if (found := known(drawing, place))},
-        "runs": {name: _told(run) for name, run in finished.items() if run.has("report.json")},
-    }
+    figures = {drawing.name: found for drawing in drawings(data) if (found := known(drawing, data, place))}
+    told = {name: _told(data, place, name) or _recorded(data, "runs").get(name) for name in runs(data)}
+    return {"figures": figures, "runs": {name: of for name, of in told.items() if of}}
 
 
 def figures(
-    drawing: Drawing, place: Path, kept: Path, against: dict[str, Reference], classifier: Any
+    drawing: Drawing, data: str, place: Path, kept: Path, against: dict[str, Reference], classifier: Any
 ) -> dict[str, Any]:
     """Of one drawing, on all features; how many are what they were asked to be; and some pictures, which are kept."""
     config = Draw(output=place / drawing.run, model=drawing.model, k=drawing.k, **drawing.sampler)
-    finished = opened(config, SAMPLES)
+    finished = opened(config, SAMPLES[data])
     samples = finished.drawn(SEED)
-    labels = labels_like(finished.dataset, SAMPLES, SEED)
+    labels = labels_like(finished.dataset, len(samples), SEED)
     pictures = {"x": samples[:PICTURES], **({} if labels is None else {"y": labels[:PICTURES]})}
     np.savez(kept / "samples.npz", allow_pickle=False, **pictures)
-    found = {name: _own(measured(of, samples)) for name, of in against.items()}
-    told = {"command": _told(Folder(place / drawing.run))["command"], "versions": versions()}
+    pixels, *others = FEATURES
+    found: dict[str, Any] = {pixels: against[pixels].features.further(_flat(samples), against[pixels].data)}
+    found |= {name: _own(measured(against[name], samples)) for name in others}
+    told = {"command": command(data, drawing.run), "versions": versions()}
     return told | found | {"agreement": agreement(classifier, samples, labels)}
 
 
@@ -118,25 +148,38 @@ def agreement(classifier: Any, samples: np.ndarray, labels: Any) -> float:
     return float(np.mean(np.concatenate(parts) == labels))
 
 
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1)
+
+
 def _own(figures: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 def _brief(figures: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {figures[name]['frechet_distance']:.4g}" for name in FEATURES)
+    return ", ".join(f"{name} {figures[name]['frechet_distance']:.4g}" for name in FEATURES[1:])
 
 
-def _told(run: Folder) -> dict[str, Any]:
-    report = run.read_json("report.json")
-    return {name: report[name] for name in ("command", "versions", "seconds", "losses") if name in report}
+def _told(data: str, place: Path, name: str) -> dict[str, Any] | None:
+    folder = Folder(place / name)
+    if not folder.has("report.json"):
+        return None
+    report = folder.read_json("report.json")
+    own = {key: report[key] for key in ("configuration", "versions", "date", "seconds", "losses")}
+    return {"command": command(data, name)} | own
 
 
-def main(what: str, data: str, place: str, target: str = "") -> None:
+def _recorded(data: str, key: str) -> dict[str, Any]:
+    record = Folder(HERE)
+    return record.read_json(f"{data}.json")[key] if record.has(f"{data}.json") else {}
+
+
+def main(what: str, data: str, place: str, *names: str) -> None:
     """Distils or measures."""
     if what == "distil":
-        distil(data, Path(place))
+        distil(data, Path(place), *names)
     else:
-        measure(data, Path(place), Path(target) / f"{data}.json")
+        measure(data, Path(place))
 
 
 if __name__ == "__main__":

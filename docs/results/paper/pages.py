@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import FIRST, GUIDANCE, KERNELS, SEARCH, SEEDS, STEPS, drawings
+from plan import FIRST, GUIDANCE, GUIDED_STEPS, KERNELS, SEARCH, SEEDS, STEPS, drawings
 
 from momentax import checkpoint
 from momentax.recipes._folder import Folder
@@ -70,12 +70,12 @@ def kernels(found: Figures) -> dict[str, list[dict[str, Any]]]:
 def guidance(found: Figures) -> dict[str, dict[float, dict[str, Any]]]:
     """Section 5.3: by whom, the figures at every scale."""
     who = {
-        "teacher, 32 steps": lambda scale: f"teacher of {FIRST}-guided-{scale:g}, 32 steps",
+        f"teacher, {GUIDED_STEPS} steps": lambda scale: f"teacher of {FIRST}-guided-{scale:g}, {GUIDED_STEPS} steps",
         "alternating, 8 steps": lambda scale: f"{FIRST}-guided-{scale:g}",
         "instant, 8 steps": lambda scale: f"instant-8-0-guided-{scale:g}",
     }
     without = {
-        "teacher, 32 steps": "teacher, 32 steps",
+        f"teacher, {GUIDED_STEPS} steps": f"teacher, {GUIDED_STEPS} steps",
         "alternating, 8 steps": FIRST,
         "instant, 8 steps": "instant-8-0",
     }

@@ -1,38 +1,37 @@
 """What is distilled and what is drawn from it, for each data set."""
 
+import shlex
 from dataclasses import dataclass, field
 
 SEEDS = (0, 1, 2)
+SAMPLES = {"fashion-mnist": 10_000, "emoji": 1500}
+IMAGES = {"fashion-mnist": 20_000, "emoji": 3786}
 STEPS = {
     "fashion-mnist": {"alternating": (8, 4, 2, 1), "instant": (8, 4)},
     "emoji": {"alternating": (8, 2), "instant": (8,)},
 }
 KERNELS = {"fashion-mnist": ("renoise", "ddim"), "emoji": ()}
 GUIDANCE = {"fashion-mnist": (0.1, 0.5, 1.0, 3.0), "emoji": ()}
-FIRST = "alternating-8-0"
+FIRST, GUIDED_STEPS, NOISE = "alternating-8-0", 16, (0.1, 0.2)
 
 TRAINING = {
     "fashion-mnist": {
-        "common": ["--teacher-updates", "12000", "--schedule", "karras"],
-        "alternating": ["--updates", "1000", "--batch", "64"],
-        "instant": ["--updates", "400", "--batch", "256"],
+        "common": ["--network", "uvit-small", "--teacher-updates", "10000", "--schedule", "karras"],
+        "alternating": ["--updates", "800", "--batch", "64"],
+        "instant": ["--updates", "300", "--batch", "128"],
     },
     "emoji": {
-        "common": ["--teacher-updates", "5000", "--schedule", "karras"],
-        "alternating": ["--updates", "1000", "--batch", "64"],
-        "instant": ["--updates", "400", "--batch", "256"],
+        "common": ["--network", "uvit-small", "--teacher-updates", "6000", "--schedule", "karras"],
+        "alternating": ["--updates", "800", "--batch", "64"],
+        "instant": ["--updates", "300", "--batch", "128"],
     },
 }
 SEARCH = {
     "cosine": ["--schedule", "cosine"],
     "edm": ["--weight", "edm"],
-    "adaptive": ["--weight", "adaptive"],
-    "one-rate": ["--auxiliary-rate", "1"],
     "rate-3e-4": ["--learning-rate", "3e-4"],
     "paper": ["--learning-rate", "3e-4", "--auxiliary-rate", "1", "--b1", "0"],
-    "batch-256": ["--updates", "250", "--batch", "256"],
-    "joint": ["--algorithm", "joint", "--updates", "714"],
-    "long": ["--updates", "4000"],
+    "long": ["--updates", "2400"],
 }
 
 
@@ -64,15 +63,20 @@ def runs(data: str) -> dict[str, list[str]]:
     return of_seed[0] | _kernels(data) | _guided(data) | of_seed[1] | of_seed[2] | _searched(data)
 
 
+def command(data: str, name: str) -> str:
+    """The command line of a run."""
+    return shlex.join(["momentax", "distill", *runs(data)[name], "--output", f"runs/{data}/{name}"])
+
+
 def drawings(data: str) -> list[Drawing]:
     """The teacher in several steps, with more noise and with none; then every student in its own."""
-    noise = [{"noise": gamma} for gamma in (0.1, 0.2)]
-    teacher = [Drawing(FIRST, k, "teacher") for k in (8, 32, 64)]
+    noise = [{"noise": gamma} for gamma in NOISE]
+    teacher = [Drawing(FIRST, k, "teacher") for k in (8, GUIDED_STEPS, 64)]
     teacher += [Drawing(FIRST, 8, "teacher", {"kernel": "ddim"})]
     teacher += [Drawing(FIRST, k, "teacher", how) for k in (8, 64) for how in noise]
     students = [Drawing(run, int(told[told.index("--k") + 1])) for run, told in runs(data).items()]
     cosine = [Drawing("search-cosine", k, "teacher") for k in (8, 64)] if data == "fashion-mnist" else []
-    guided = [Drawing(f"alternating-8-0-guided-{scale:g}", 32, "teacher") for scale in GUIDANCE[data]]
+    guided = [Drawing(f"alternating-8-0-guided-{scale:g}", GUIDED_STEPS, "teacher") for scale in GUIDANCE[data]]
     many = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
     return teacher + students + cosine + guided + many
 
