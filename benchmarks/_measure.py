@@ -85,11 +85,16 @@ def record(target: str, command: str, **told: Any) -> None:
     made = {
         "command": f"python benchmarks/{command}",
         "versions": versions(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores; {jax.devices()[0].device_kind}",
+        "machine": f"{platform.machine()}, {cores()} cores; {jax.devices()[0].device_kind}",
         "load": round(os.getloadavg()[0], 1),
         "date": time.strftime("%Y-%m-%d"),
     }
     Path(target).write_text(json.dumps(made | told, indent=1) + "\n")
+
+
+def cores() -> int:
+    """How many this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,9 @@ import momentax as mm
 SHAPE = (3, 32, 32)
 NETWORKS: dict[str, Callable[..., Any]] = {
     "MLP": lambda key: mm.nn.MLP(SHAPE, width=512, depth=6, key=key),
-    "UNet": lambda key: mm.nn.UNet(3, width=32, multipliers=(1, 2, 2), key=key),
-    "UViT": lambda key: mm.nn.UViT(3, width=32, multipliers=(1, 2, 4), depth=4, key=key),
-    "DiT": lambda key: mm.nn.DiT(SHAPE, width=128, depth=6, heads=4, key=key),
+    "UNet": lambda key: mm.nn.UNet(3, width=32, multipliers=(1, 2), key=key),
+    "UViT": lambda key: mm.nn.UViT(3, width=32, multipliers=(1, 2, 4), depth=2, key=key),
+    "DiT": lambda key: mm.nn.DiT(SHAPE, width=128, depth=4, heads=4, key=key),
 }
 OPTIMIZER = mm.paper_optimizer(1e-5, 10_000)
 

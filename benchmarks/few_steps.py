@@ -2,7 +2,7 @@
 
     python benchmarks/few_steps.py runs/digits docs/results/few_steps.json [K ...]
 
-takes the teacher of a finished run (`make distill`), distils it with both players at once for 1,000 updates at batch
+takes the teacher of a finished run (`make distill`), distils it with both players at once for 500 updates at batch
 256, one change at a time, and prints one table: the Frechet distance of 5,000 samples to the data, on pixels, and that
 of the teacher in as many steps of the same schedule. A shift is of the log-SNRs of rollouts and samplers alike; dropout
 is of the student's hidden values while it is distilled, and not while it samples.
@@ -26,9 +26,9 @@ from momentax.recipes._folder import Folder
 from momentax.recipes._state import player, updating
 from momentax.recipes._teacher import network
 
-UPDATES, BATCH, RATE, SAMPLES = 1000, 256, 1e-3, 5000
+UPDATES, BATCH, RATE, SAMPLES = 500, 256, 1e-3, 5000
 STEPS = (1, 2, 4)
-VARIANTS = [{}, *({"shift": shift} for shift in (-2.0, -1.0, 1.0, 2.0)), {"dropout": 0.1}]
+VARIANTS = [{}, *({"shift": shift} for shift in (-1.0, 1.0)), {"dropout": 0.1}]
 
 
 class Dropping(eqx.Module):

@@ -10,7 +10,7 @@ All make the same update with the same optimiser. For noise that is handed in, h
 gradient, which is checked before anything is timed.
 
 Ratios are over momentax's, above one where momentax is the faster or the smaller: compile time (cold, the median over
-three rounds), bytes of the lowered program, operations, and the median over rounds of the time of one update.
+two rounds), bytes of the lowered program, operations, and the median over rounds of the time of one update.
 """
 
 import io
@@ -32,7 +32,7 @@ from _networks import OPTIMIZER, SHAPE, players, selected
 
 import momentax as mm
 
-BATCH, ROUNDS, BUILDS = 32, 20, 3
+BATCH, ROUNDS, BUILDS = 32, 20, 2
 WITHIN = 1e-4
 
 

@@ -3,7 +3,7 @@
     python benchmarks/startup.py docs/results/startup.json [NETWORK ...]
 
 Imports are processes of their own: the library's over those of what it is made of (JAX, Equinox, optax), the median
-over rounds. Compilations are cold, tracing included, and the median of three rounds; each update's is over that of the
+over rounds. Compilations are cold, tracing included, and the median of two rounds; each update's is over that of the
 network's value and gradient alone. "traces" is how often a step was traced for three updates, each with losses made
 anew of players that have moved.
 """
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from _measure import building, lowered, ratio, record
 from _networks import SHAPE, losses, players, selected, step_over
 
-BATCH, ROUNDS, BUILDS = 16, 5, 3
+BATCH, ROUNDS, BUILDS = 16, 5, 2
 IMPORTS = {
     "momentax": "import momentax",
     "its parts": "import equinox, jax, jax.numpy, jaxtyping, numpy, optax",

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from _formulas import Given, drawn
-from _measure import alternated, counts, lowered, ratio, record
+from _measure import alternated, cores, counts, lowered, ratio, record
 from _networks import OPTIMIZER, step_over
 from _torch_formulas import Judge, Net
 from torch.func import grad_and_value  # pyright: ignore[reportMissingImports]
@@ -121,7 +121,7 @@ def rows_of(width, rounds, compiled):
 
 def main(target: str, *widths: str, rounds: int = ROUNDS, compiled: bool = True) -> None:
     """Prints the table row by row and writes it, with what made it."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores())
     rows, kinds = [], ("eager", "compiled") if compiled else ("eager",)
     print(f"{'width':>6} {'update':<10}{'momentax, s':>12}" + "".join(f"{kind:>10}{'best':>8}" for kind in kinds))
     for width in map(int, widths or WIDTHS):

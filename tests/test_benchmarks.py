@@ -47,6 +47,12 @@ def rows_of(module, tmp_path, *names, **settings):
     return found["rows"]
 
 
+def test_the_tables_of_the_readme_are_those_of_the_records(script):
+    readme, tables = (BENCHMARKS / "README.md").read_text(), script("tables").recorded()
+    assert tables
+    assert [name for name, table in tables.items() if table not in readme] == []
+
+
 def test_the_floor_is_five_forwards(script):
     """For every player, with a gradient or a tangent of three; three for the teacher's own training."""
     floor = script("floor")

@@ -145,7 +145,7 @@ WRONG_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "network without a scheduler": ({"teacher": "teacher/unet"}, "needs --teacher-predicts"),
     "pipeline with a prediction": ({"teacher": "teacher", "teacher_predicts": "v"}, "do drop them"),
     "trained too": ({"teacher": "teacher", "teacher_updates": 5}, "needs --teacher or --teacher-updates"),
-    "another network": ({"teacher": "teacher", "network": "uvit"}, "needs --teacher or --network"),
+    "network too": ({"teacher": "teacher", "network": "mlp"}, "needs --teacher or --network"),
     "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with --teacher-predicts"),
     "images of another size": ({"teacher": "teacher", "data": "odd.npz"}, "needs a teacher of the data's images"),
     "data without labels": ({"teacher": "teacher", "data": "plain.npz"}, "needs labels for a class-conditional"),

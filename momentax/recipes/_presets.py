@@ -58,8 +58,9 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
     preset = preset_of(config, dataset)
     filled = {**getattr(preset, config.algorithm), "teacher_updates": 0 if config.teacher else preset.teacher_updates}
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
-    usual = {"network": None} if config.network == suited(dataset.x.shape[1:]) else {}
-    config = Run(**(filled | given | usual))
+    if config.teacher is None and config.network == suited(dataset.x.shape[1:]):
+        given["network"] = None
+    config = Run(**(filled | given))
     _check_teacher(config)
     _check_sides(config, dataset)
     check_positive(**{name: getattr(config, name) for name in _positive(config)})

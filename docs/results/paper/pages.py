@@ -58,7 +58,7 @@ def steps(told: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         for k in ks:
             of = [found[name] for seed in SEEDS if (name := f"{algorithm}-{k}-{seed}") in found]
             seeds = f", {len(of)} seeds" if len(of) > 1 else ""
-            rows |= {f"**{algorithm}, {k} steps**{seeds}": of} if of else {}
+            rows |= {f"**{algorithm}, {_plural(k)}**{seeds}": of} if of else {}
     return rows
 
 
@@ -150,6 +150,10 @@ def _floor_of(told: dict[str, Any]) -> str:
     return f"{of['samples']:,} of the {of['of']} against {of['images']:,}"
 
 
+def _plural(k: int) -> str:
+    return f"{k} step{'s' * (k > 1)}"
+
+
 def _steps(name: str) -> int:
     return int(name.split()[1])
 
@@ -175,7 +179,7 @@ def main(place: str, source: str) -> None:
     data, found = told["data"], told["figures"]
     print("\n\n".join(tables(told)))
     shown = {f"teacher, {k} steps": f"teacher, {k} steps" for k in (1024, 256, 64, 8)}
-    shown |= {f"{name}, {k} steps": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
+    shown |= {f"{name}, {_plural(k)}": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))
     if KERNELS[data]:
         plot_samples(folder, f"{data}-kernels.png", pictures(runs, OF_KERNELS, 7))

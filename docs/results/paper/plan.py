@@ -16,7 +16,7 @@ FIRST, GUIDED_STEPS, NOISE = "alternating-8-0", 16, (0.1, 0.2)
 
 TRAINING = {
     "fashion-mnist": {
-        "common": ["--network", "uvit-small", "--teacher-updates", "10000", "--schedule", "karras"],
+        "common": ["--network", "uvit-small", "--teacher-updates", "25000", "--schedule", "karras"],
         "alternating": ["--updates", "800", "--batch", "64"],
         "instant": ["--updates", "300", "--batch", "128"],
     },
@@ -100,5 +100,5 @@ def _searched(data: str) -> dict[str, list[str]]:
 
 
 def _arguments(data: str, algorithm: str, k: int, seed: int, *further: str) -> list[str]:
-    own = ["--algorithm", algorithm, *TRAINING[data][algorithm], "--samples", "64"]
+    own = ["--algorithm", algorithm, *TRAINING[data][algorithm], "--samples", "16"]
     return ["--data", data, *TRAINING[data]["common"], "--k", str(k), "--seed", str(seed), *own, *further]
