@@ -5,13 +5,15 @@
 
 `plan.py` says what there is. `distil` makes what is missing, or the runs that are named, all of one teacher: the first
 run's or, before there is one, the record's. `measure` draws from every network of the runs that are finished
-and gathers the figures in the record, beside this script; what it has already of the same command is not made again. A
-second process beside either takes other runs and other drawings; a signal stops them, and the same command goes on.
+and gathers the figures in the record, beside this script; what it has already of the same command is not made again.
+`follow` measures, too, and waits for the runs that are not finished. A second process beside any takes other runs and
+other drawings; a signal stops them, and the same command goes on.
 """
 
 import contextlib
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from momentax.recipes._report import versions
 from momentax.recipes._settings import Distill, Draw, as_json
 
 HERE = Path(__file__).parent
-SEED, PICTURES = 0, 160
+SEED, PICTURES, PAUSE = 0, 160, 20
 FEATURES = ("pixels", "classifier", "efficientnet")
 TEACHER = ("teacher.eqx", "teacher.json")
 
@@ -66,8 +68,8 @@ def _give_teacher(data: str, place: Path, name: str) -> None:
             shutil.copy(source / file, folder / file)
 
 
-def measure(data: str, place: Path) -> None:
-    """Every drawing of the plan whose run is finished, the quick ones first."""
+def measure(data: str, place: Path, *, wait: bool) -> None:
+    """Every drawing of the plan, the quick ones first, whose run is finished, or will be."""
     dataset, test, folder = load(data), test_split(data), Folder(place / FIRST)
     made = {name: features(name, dataset, test, folder) for name in FEATURES}
     against = {name: reference(by, dataset, test, SAMPLES[data], IMAGES[data]) for name, by in made.items()}
@@ -76,7 +78,7 @@ def measure(data: str, place: Path) -> None:
     told |= {"data": data, "samples": SAMPLES[data], "images": IMAGES[data], "seed": SEED, "versions": versions()}
     told["features"] = {name: of.features.told | {"floor": of.floor} for name, of in against.items()}
     tried: set[str] = set()
-    while drawing := _next(data, dataset, place, tried):
+    while drawing := _next(data, dataset, place, tried, wait=wait):
         tried.add(drawing.name)
         kept = Folder(place / "drawings" / drawing.name)
         kept.path.mkdir(parents=True, exist_ok=True)
@@ -87,18 +89,17 @@ def measure(data: str, place: Path) -> None:
         Folder(HERE).write_json(f"{data}.json", told | gathered(data, place))
 
 
-def _next(data: str, dataset: Dataset, place: Path, tried: set[str]) -> Drawing | None:
-    """The quickest drawing of a finished run that is not known, nor tried."""
-    return next(
-        (
-            drawing
-            for drawing in sorted(drawings(data), key=lambda drawing: drawing.k)
-            if drawing.name not in tried
-            and not known(drawing, data, place)
-            and _is_finished(data, dataset, place, drawing.run)
-        ),
-        None,
-    )
+def _next(data: str, dataset: Dataset, place: Path, tried: set[str], *, wait: bool) -> Drawing | None:
+    """The quickest drawing of a finished run that is not known, nor tried; none where there is nothing to wait for."""
+    while True:
+        missing = [drawing for drawing in drawings(data) if not known(drawing, data, place)]
+        missing = [drawing for drawing in missing if drawing.name not in tried]
+        made = [drawing for drawing in missing if _is_finished(data, dataset, place, drawing.run)]
+        if made:
+            return min(made, key=lambda drawing: drawing.k)
+        if not missing or not wait:
+            return None
+        time.sleep(PAUSE)
 
 
 def _is_finished(data: str, dataset: Dataset, place: Path, name: str) -> bool:
@@ -179,7 +180,7 @@ def main(what: str, data: str, place: str, *names: str) -> None:
     if what == "distil":
         distil(data, Path(place), *names)
     else:
-        measure(data, Path(place))
+        measure(data, Path(place), wait=what == "follow")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ TRAINING = {
         "instant": ["--updates", "300", "--batch", "128"],
     },
     "emoji": {
-        "common": ["--network", "uvit-small", "--teacher-updates", "6000", "--schedule", "karras"],
+        "common": ["--network", "uvit-small", "--teacher-updates", "20000", "--schedule", "karras"],
         "alternating": ["--updates", "800", "--batch", "64"],
         "instant": ["--updates", "300", "--batch", "128"],
     },
