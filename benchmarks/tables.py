@@ -133,7 +133,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _change(row: Record) -> str:
-    return ", ".join(f"{name} {value:+g}" for name, value in row["changed"].items()) or "as it is"
+    return ", ".join(f"{name} {value:g}" for name, value in row["changed"].items()) or "as it is"
 
 
 def _collectives(row: Record, kind: str) -> str:
