@@ -21,7 +21,10 @@ other backends have it.
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    " --xla_disable_hlo_passes=cse_barrier_expander"
+)
 
 import equinox as eqx
 import jax

@@ -95,7 +95,8 @@ class _Instant(AbstractLoss):
     ) -> Float[Array, ""]:
         """The loss's value on the batch's odd examples, for a given nu."""
         draw = self.half(student, x, key, cond, odd=True)
-        target, tangent = lax.stop_gradient(self._tangent(nu, draw))
+        # Both as one: whoever took the target first would hold the teacher's activations for the tangent.
+        target, tangent = lax.optimization_barrier(lax.stop_gradient(self._tangent(nu, draw)))
         return jnp.mean(weights(self.weight, draw, target) * dot(target - draw.x, tangent))
 
     def half(self, student, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any], *, odd: bool) -> Draw:

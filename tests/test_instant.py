@@ -1,5 +1,8 @@
 """Instant: the limit of alternating, in value and gradient; the halves; the leaves; the tangent."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import equinox as eqx
@@ -268,3 +271,33 @@ def test_one_half_is_held_after_the_other():
 
     alone = temporary(of_gap, eqx.filter(model, eqx.is_inexact_array), model)
     assert temporary(mm.value_and_grad(loss), model, x, KEY) < 1.2 * alone
+
+
+HELD = """
+import equinox as eqx, jax, momentax as mm
+model = mm.Denoiser(mm.nn.UNet(3, width=32, multipliers=(1, 2), key=jax.random.key(0)))
+loss, nu = mm.instant(model), eqx.filter(model, eqx.is_inexact_array)
+x, t, key = jax.numpy.zeros((32, 3, 32, 32)), jax.numpy.zeros(16), jax.random.key(0)
+
+def temporary(function, *arguments):
+    return eqx.filter_jit(function).lower(*arguments).compile().compiled.memory_analysis().temp_size_in_bytes
+
+def tangent(net, nu, z, t):
+    return mm.forward_mode(lambda net: jax.vmap(net)(z, t), net, nu)
+
+gap = temporary(lambda nu, model: loss.gap(nu, model, x, key, None), nu, model)
+print(gap, temporary(tangent, model.net, nu.net, x[:16], t))
+"""
+
+
+@pytest.mark.slow
+def test_the_tangent_is_taken_along_not_after():
+    """Of what the teacher's layers put out none outlives its layer: the loss holds what its tangent holds.
+
+    Counted with the scheduler and the barriers that backends other than the CPU have.
+    """
+    flags = "--xla_cpu_enable_concurrency_optimized_scheduler=false --xla_disable_hlo_passes=cse_barrier_expander"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    found = subprocess.run([sys.executable, "-c", HELD], env=environment, capture_output=True, text=True, check=True)
+    gap, tangent = map(int, found.stdout.split())
+    assert gap < 1.3 * tangent
