@@ -83,9 +83,10 @@ def measure(data: str, place: Path, *, wait: bool) -> None:
         kept = Folder(place / "drawings" / drawing.name)
         kept.path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(BlockingIOError), Lock(kept.path):
-            found = figures(drawing, data, place, kept.path, against, classifier)
-            kept.write_json("figures.json", found)
-            print(f"{drawing.name}: {_brief(found)}", flush=True)
+            if not known(drawing, data, place):
+                found = figures(drawing, data, place, kept.path, against, classifier)
+                kept.write_json("figures.json", found)
+                print(f"{drawing.name}: {_brief(found)}", flush=True)
         Folder(HERE).write_json(f"{data}.json", told | gathered(data, place))
 
 
@@ -113,9 +114,9 @@ def _is_finished(data: str, dataset: Dataset, place: Path, name: str) -> bool:
 def known(drawing: Drawing, data: str, place: Path) -> dict[str, Any] | None:
     """The figures of this drawing that the runs' folder or the record has, of the plan's command."""
     kept = Folder(place / "drawings" / drawing.name)
-    found = kept.read_json("figures.json") if kept.has("figures.json") else None
-    found = found or _recorded(data, "figures").get(drawing.name)
-    return found if found and found["command"] == command(data, drawing.run) else None
+    made = kept.read_json("figures.json") if kept.has("figures.json") else None
+    both = (made, _recorded(data, "figures").get(drawing.name))
+    return next((found for found in both if found and found["command"] == command(data, drawing.run)), None)
 
 
 def gathered(data: str, place: Path) -> dict[str, Any]:
