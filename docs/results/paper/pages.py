@@ -28,7 +28,7 @@ COLUMNS = {
     "recall": ("efficientnet", "recall", "{:.3f}"),
     "sliced W, pixels": ("pixels", "sliced_wasserstein", "{:.4f}"),
 }
-OF_KERNELS = {"posterior": FIRST, "DDIM": f"{FIRST}-ddim", "re-noising": f"{FIRST}-renoise"}
+OF_KERNELS = {"posterior": "", "DDIM": "-ddim", "re-noising": "-renoise"}
 SCALES = GUIDANCE["fashion-mnist"]
 Figures = dict[str, dict[str, Any]]
 
@@ -57,14 +57,15 @@ def steps(told: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     for algorithm, ks in STEPS[told["data"]].items():
         for k in ks:
             of = [found[name] for seed in SEEDS if (name := f"{algorithm}-{k}-{seed}") in found]
-            seeds = f", {len(of)} seeds" if len(of) > 1 else ""
-            rows |= {f"**{algorithm}, {_plural(k)}**{seeds}": of} if of else {}
+            rows |= {f"**{algorithm}, {_plural(k)}**{_seeds(of)}": of} if of else {}
     return rows
 
 
 def kernels(found: Figures) -> dict[str, list[dict[str, Any]]]:
     """Section 5.2: what the rollouts and the sampler do with the student's prediction."""
-    return {kernel: [found[name]] for kernel, name in OF_KERNELS.items() if name in found}
+    names = {kernel: [f"alternating-8-{seed}{ending}" for seed in SEEDS] for kernel, ending in OF_KERNELS.items()}
+    rows = {kernel: [found[name] for name in of if name in found] for kernel, of in names.items()}
+    return {f"{kernel}{_seeds(of)}": of for kernel, of in rows.items() if of}
 
 
 def guidance(found: Figures) -> dict[str, dict[float, dict[str, Any]]]:
@@ -97,8 +98,9 @@ def guidance_table(found: Figures) -> str:
 
 
 def search(found: Figures) -> dict[str, list[dict[str, Any]]]:
-    """One setting at a time."""
+    """Students of other settings, and teachers of another schedule."""
     rows = {f"as {FIRST}": FIRST} | {f"`{' '.join(changed)}`": f"search-{name}" for name, changed in SEARCH.items()}
+    rows |= {f"teacher, {k} steps, `--schedule cosine`": f"teacher of search-cosine, {k} steps" for k in (8, 64)}
     return {title: [found[name]] for title, name in rows.items() if name in found}
 
 
@@ -150,6 +152,10 @@ def _floor_of(told: dict[str, Any]) -> str:
     return f"{of['samples']:,} of the {of['of']} against {of['images']:,}"
 
 
+def _seeds(of: list[Any]) -> str:
+    return f", {len(of)} seeds" if len(of) > 1 else ""
+
+
 def _plural(k: int) -> str:
     return f"{k} step{'s' * (k > 1)}"
 
@@ -182,7 +188,8 @@ def main(place: str, source: str) -> None:
     shown |= {f"{name}, {_plural(k)}": f"{name}-{k}-0" for name in ("alternating", "instant") for k in (8, 4, 2, 1)}
     plot_samples(folder, f"{data}-samples.png", pictures(runs, shown))
     if KERNELS[data]:
-        plot_samples(folder, f"{data}-kernels.png", pictures(runs, OF_KERNELS, 7))
+        of_kernels = {kernel: f"{FIRST}{ending}" for kernel, ending in OF_KERNELS.items()}
+        plot_samples(folder, f"{data}-kernels.png", pictures(runs, of_kernels, 7))
         draw_guidance(found, folder.path / f"{data}-guidance.png")
     finished = [name for name in (FIRST, "alternating-1-0", "instant-8-0") if (runs / name / "losses.jsonl").exists()]
     draw_losses(runs, finished, folder.path / f"{data}-losses.png")

@@ -28,10 +28,19 @@ TRAINING = {
 }
 SEARCH = {
     "cosine": ["--schedule", "cosine"],
+    "flow": ["--schedule", "flow"],
     "edm": ["--weight", "edm"],
     "rate-3e-4": ["--learning-rate", "3e-4"],
     "paper": ["--learning-rate", "3e-4", "--auxiliary-rate", "1", "--b1", "0"],
+    "batch-256": ["--learning-rate", "3e-4", "--batch", "256"],
     "long": ["--updates", "2400"],
+    "long-3e-4": ["--updates", "2400", "--learning-rate", "3e-4"],
+    "long-renoise": ["--updates", "2400", "--learning-rate", "3e-4", "--kernel", "renoise"],
+    "long-2": ["--updates", "2400", "--learning-rate", "3e-4", "--k", "2"],
+    "long-1": ["--updates", "2400", "--learning-rate", "3e-4", "--k", "1"],
+    "adaptive-1": ["--updates", "2400", "--learning-rate", "1e-3", "--k", "1", "--weight", "adaptive"],
+    "edm-1": ["--updates", "2400", "--learning-rate", "1e-3", "--k", "1", "--weight", "edm"],
+    "long-instant": ["--algorithm", "instant", "--batch", "128", "--updates", "900"],
 }
 
 
@@ -74,15 +83,24 @@ def drawings(data: str) -> list[Drawing]:
     teacher = [Drawing(FIRST, k, "teacher") for k in (8, GUIDED_STEPS, 64)]
     teacher += [Drawing(FIRST, 8, "teacher", {"kernel": "ddim"})]
     teacher += [Drawing(FIRST, k, "teacher", how) for k in (8, 64) for how in noise]
-    students = [Drawing(run, int(told[told.index("--k") + 1])) for run, told in runs(data).items()]
+    students = [Drawing(run, _steps(told)) for run, told in runs(data).items()]
     cosine = [Drawing("search-cosine", k, "teacher") for k in (8, 64)] if data == "fashion-mnist" else []
     guided = [Drawing(f"alternating-8-0-guided-{scale:g}", GUIDED_STEPS, "teacher") for scale in GUIDANCE[data]]
     many = [Drawing(FIRST, k, "teacher", how) for k in (256, 1024) for how in ({}, {"noise": 0.1})]
     return teacher + students + cosine + guided + many
 
 
+def _steps(told: list[str]) -> int:
+    """What a run is told of k, last."""
+    return int(dict(zip(told[::2], told[1::2], strict=True))["--k"])
+
+
 def _kernels(data: str) -> dict[str, list[str]]:
-    return {f"{FIRST}-{name}": _arguments(data, "alternating", 8, 0, "--kernel", name) for name in KERNELS[data]}
+    return {
+        f"alternating-8-{seed}-{name}": _arguments(data, "alternating", 8, seed, "--kernel", name)
+        for seed in SEEDS
+        for name in KERNELS[data]
+    }
 
 
 def _guided(data: str) -> dict[str, list[str]]:
@@ -94,7 +112,7 @@ def _guided(data: str) -> dict[str, list[str]]:
 
 
 def _searched(data: str) -> dict[str, list[str]]:
-    """One setting of the first run's at a time."""
+    """Some settings of the first run's changed."""
     searched = SEARCH if data == "fashion-mnist" else {}
     return {f"search-{name}": _arguments(data, "alternating", 8, 0, *changed) for name, changed in searched.items()}
 
