@@ -116,7 +116,7 @@ def test_the_table_of_fashion_mnist_is_of_the_papers_experiments(of_paper):
         "teacher, 8 steps, DDIM": "teacher, 8 steps, kernel ddim",
         "teacher, 64 steps": "teacher, 64 steps",
         "teacher, 1024 steps": "teacher, 1024 steps",
-        "**alternating student, 8 steps** (800 updates, batch 64: a minute)": "**alternating, 8 steps**, 3 seeds",
+        "**alternating student, 8 steps** (800 updates, 400 of each player, batch 64: a minute)": "**alternating, 8 steps**, 3 seeds",
         "the same with re-noising": "re-noising, 3 seeds",
         "**instant student, 8 steps** (300 updates, batch 128: a minute)": "**instant, 8 steps**, 3 seeds",
     }

@@ -14,6 +14,7 @@ import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,17 @@ def _recorded(data: str, key: str) -> dict[str, Any]:
     return record.read_json(f"{data}.json")[key] if record.has(f"{data}.json") else {}
 
 
+def _check(got: str, known: Iterable[str]) -> None:
+    if got not in known:
+        raise SystemExit(f"needs one of {', '.join(known)}; got {got!r}")
+
+
 def main(what: str, data: str, place: str, *names: str) -> None:
     """Distils or measures."""
+    _check(what, ("distil", "measure", "follow"))
+    _check(data, SAMPLES)
+    for name in names:
+        _check(name, runs(data))
     if what == "distil":
         distil(data, Path(place), *names)
     else:
