@@ -45,4 +45,6 @@ def step_over(axis_name: Any = None) -> Callable[..., Any]:
 
 def selected(names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
     """The networks of these names; all, where none is named."""
+    if unknown := [name for name in names if name not in NETWORKS]:
+        raise SystemExit(f"needs names out of {', '.join(NETWORKS)}; got {', '.join(unknown)}")
     return {name: NETWORKS[name] for name in names or NETWORKS}
