@@ -43,8 +43,9 @@ def step_over(axis_name: Any = None) -> Callable[..., Any]:
     return step
 
 
-def selected(names: tuple[str, ...]) -> dict[str, Callable[..., Any]]:
-    """The networks of these names; all, where none is named."""
-    if unknown := [name for name in names if name not in NETWORKS]:
-        raise SystemExit(f"needs names out of {', '.join(NETWORKS)}; got {', '.join(unknown)}")
-    return {name: NETWORKS[name] for name in names or NETWORKS}
+def selected(names: tuple[str, ...], among: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The networks of these names; all, where none is named. Those of this file, or others."""
+    among = among or NETWORKS
+    if unknown := [name for name in names if name not in among]:
+        raise SystemExit(f"needs names out of {', '.join(among)}; got {', '.join(unknown)}")
+    return {name: among[name] for name in names or among}

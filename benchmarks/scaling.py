@@ -30,7 +30,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from _measure import record
-from _networks import losses, players, step_over
+from _networks import losses, players, selected, step_over
 
 import momentax as mm
 
@@ -111,7 +111,7 @@ def main(target: str, *names: str, devices=DEVICES) -> None:
     rows: list[dict[str, Any]] = []
     print(f"{'network':<10}{'spread':<15}{'update':<10}{'devices':>8}", end="")
     print("".join(f"{kind:>15}" for kind in (*SENT, "sent, MiB", "held, MiB", "results, MiB", "temp, MiB")))
-    for network, spread, update, count in product(names or NETWORKS, SPREADS, UPDATES, devices):
+    for network, spread, update, count in product(selected(names, NETWORKS), SPREADS, UPDATES, devices):
         row = compared(network, spread, count, update)
         rows.append({"network": network, "spread": spread, "update": update, "devices": count} | row)
         print(f"{network:<10}{spread:<15}{update:<10}{count:>8}{line(row)}", flush=True)
