@@ -3,6 +3,8 @@
 from . import interop as interop
 from . import metrics as metrics
 from . import nn as nn
+from ._defaults import default_schedule as default_schedule
+from ._defaults import default_weight as default_weight
 from ._denoiser import Denoiser as Denoiser
 from ._denoiser import predict_edm as predict_edm
 from ._denoiser import predict_eps as predict_eps
@@ -57,12 +59,14 @@ from ._schedule import interpolated as interpolated
 from ._schedule import resolution_shift as resolution_shift
 from ._schedule import shifted as shifted
 from ._schedule import sigma as sigma
+from ._schedule import truncated as truncated
 from ._tangent import central_difference as central_difference
 from ._tangent import forward_mode as forward_mode
 from ._tangent import reverse_mode as reverse_mode
 from ._weight import adaptive_weight as adaptive_weight
 from ._weight import edm_weight as edm_weight
 from ._weight import flat_weight as flat_weight
+from ._weight import min_snr_weight as min_snr_weight
 from ._weight import snr_weight as snr_weight
 from ._weight import truncated_snr_weight as truncated_snr_weight
 from ._weight import v_weight as v_weight

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._schedule import alpha, sigma
+from ._schedule import AbstractSchedule, alpha, sigma
 from ._shard import gathering
 
 Time = Callable[[Float[Array, ""]], Float[Array, ""]]
@@ -85,11 +85,14 @@ class Denoiser(eqx.Module):
         predict: one of the `predict_*` functions, or one of their type.
         time: from log-SNR to the network's own time, such as `DiscreteSchedule(alphas_cumprod).step`. None is the
             prediction's own convention: the log-SNR itself; for `predict_flow` tau; for `predict_edm` ln(sigma_e)/4.
+        schedule: the one that the network was trained under; it bounds what the network can be asked, and rollouts and
+            samplers that name no schedule take it (`default_schedule`). None is not known. No prediction depends on it.
     """
 
     net: Callable[..., Any]
     predict: Callable[..., Any] = predict_v
     time: Time | None = None
+    schedule: AbstractSchedule | None = None
 
     def __call__(
         self,
@@ -100,6 +103,17 @@ class Denoiser(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*x"]:
         return self.predict(keyed(self.net, key), z, logsnr, self.time, cond)
+
+
+class AbstractStraightThrough(eqx.Module):
+    """A denoiser made of another one, whose derivatives it has."""
+
+    denoiser: eqx.AbstractVar[Callable[..., Any]]
+
+
+def underlying(denoiser: Any) -> Any:
+    """The denoiser whose derivatives a straight-through one has; of a tree of its structure, the same part."""
+    return underlying(denoiser.denoiser) if isinstance(denoiser, AbstractStraightThrough) else denoiser
 
 
 def denoise(

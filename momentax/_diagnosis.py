@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._contract import check_batch, check_even, check_key
 from ._judge import AbstractLoss, weighted_error
+from ._rollout import fitted
 
 Verdict = tuple[Float[Array, "*examples"], Bool[Array, "*examples"]]
 
@@ -78,7 +79,7 @@ def _verdicts(loss, model, x, key, cond, filter_spec):
 def _of_example(loss, finite, model, x, key, cond) -> Verdict:
     value, grads = finite
     if not hasattr(loss, "teacher"):
-        at = loss.draws(x, key, cond).logsnr[0]
+        at = fitted(loss.draws, model)(x, key, cond).logsnr[0]
         return _first((value, at), (grads, at))
     student = getattr(loss, "student", model)
     draw, given = (loss.draws(player, x, key, cond) for player in (student, _Witness()))

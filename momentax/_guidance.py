@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._denoiser import keyed
+from ._denoiser import AbstractStraightThrough, keyed
 
 
 def guided(denoiser: Callable[..., Any], scale: float, null: PyTree[Any] = None):
@@ -34,12 +34,7 @@ def clipped(denoiser: Callable[..., Any], limit: float = 1.0):
     return _Clipped(denoiser, limit)
 
 
-def underlying(denoiser: Any) -> Any:
-    """The denoiser whose derivatives a straight-through one has; of a tree of its structure, the same part."""
-    return underlying(denoiser.denoiser) if isinstance(denoiser, _Guided | _Clipped) else denoiser
-
-
-class _Guided(eqx.Module):
+class _Guided(AbstractStraightThrough):
     denoiser: Callable[..., Any]
     scale: float = eqx.field(static=True)
     null: PyTree[Any]
@@ -57,7 +52,7 @@ class _Guided(eqx.Module):
         return _straight_through(bare, bare + self.scale * (bare - free))
 
 
-class _Clipped(eqx.Module):
+class _Clipped(AbstractStraightThrough):
     denoiser: Callable[..., Any]
     limit: float = eqx.field(static=True)
 

@@ -11,15 +11,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._contract import check_batch, check_even, check_key
+from ._defaults import default_weight
+from ._denoiser import underlying
 from ._divergence import Divergence, squared_error
 from ._gradient import mean_over_parts
-from ._guidance import underlying
 from ._judge import AbstractLoss, Draws, Loss, Model, dot, predictions, weighted_error, weights
 from ._precondition import by_pieces, identity
-from ._rollout import Draw, Rollout, halved, over
+from ._rollout import Draw, Rollout, fitted, halved, over
 from ._shard import Axes, averaged, together, varying
 from ._tangent import Tangent, forward_mode
-from ._weight import edm_weight
 
 
 def instant(
@@ -27,7 +27,7 @@ def instant(
     precond: Callable[[PyTree[Any]], PyTree[Any]] = identity,
     *,
     rollout: Draws = Rollout(),
-    weight: Callable[..., Any] = edm_weight,
+    weight: Callable[..., Any] | None = None,
     divergence: Divergence = squared_error,
     tangent: Tangent = forward_mode,
     filter_spec: PyTree[Any] = eqx.is_inexact_array,
@@ -44,6 +44,8 @@ def instant(
     negative, the mean falls to zero. Gradient: an unbiased estimate of half the gradient of (9), as equation (8)'s is.
 
     Args:
+        rollout: how $\tilde x$ and $z_s$ are drawn: `Rollout(schedule, k, kernel)`.
+        weight: w(s); None is the one that fits what the teacher predicts, `default_weight(teacher)`.
         precond: Lambda, linear and symmetric: `identity`, a `Diagonal`, `adam_preconditioner(opt_state)`.
         tangent: how $J_\theta\nu$ is taken: `forward_mode`, `reverse_mode`, `central_difference`.
         filter_spec: which of the teacher's leaves are $\theta$, as in `eqx.partition`: a function of a leaf or a tree
@@ -56,7 +58,8 @@ def instant(
         ValueError: when traced, before anything is compiled: for an odd batch, and for a network that has no such
             tangent.
     """
-    loss = _Instant(teacher, precond, over(rollout, axis_name), weight, divergence, tangent, filter_spec)
+    draws, weight = over(fitted(rollout, teacher), axis_name), weight or default_weight(teacher)
+    loss = _Instant(teacher, precond, draws, weight, divergence, tangent, filter_spec)
     if like is not None:
         x, cond = like if isinstance(like, tuple) else (like, None)
         eqx.filter_eval_shape(loss, teacher, x, jax.random.key(0), cond)

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._defaults import default_denoising_weight, default_weight
 from ._divergence import Divergence, squared_error
 from ._judge import AbstractLoss, Draws, Loss, Model, dot, predictions, weighted_error, weights
-from ._rollout import Draw, Forward, Rollout, over, stratified
-from ._schedule import AbstractSchedule, KarrasSchedule
+from ._rollout import Draw, Forward, Rollout, fitted, over, stratified
+from ._schedule import AbstractSchedule
 from ._shard import Axes
-from ._weight import edm_weight
 
 
 def denoising_loss(
     *,
-    schedule: AbstractSchedule = KarrasSchedule(),
-    weight: Callable[..., Any] = edm_weight,
+    schedule: AbstractSchedule | None = None,
+    weight: Callable[..., Any] | None = None,
     times: Callable[..., Any] = stratified,
     divergence: Divergence = squared_error,
     axis_name: Axes | None = None,
@@ -28,6 +28,15 @@ def denoising_loss(
 
     Value: the weighted squared error, summed over an example's dimensions, averaged over the batch. Gradient: the
     value's. The minimiser is $E[x | z_s]$ for every weight of the log-SNR alone.
+
+    Args:
+        schedule: what the model is trained under; None is its own, `default_schedule(model)`. Tell it to the denoiser
+            (`Denoiser(net, predict, time, schedule)`): a student's rollouts are bounded by it.
+        weight: w(s); None is that of an unweighted loss on v, `v_weight`, and for a model that predicts the noise or
+            the score of one on the noise, `snr_weight`.
+        times: p(s) in the schedule's time: `stratified` or `uniform`.
+        divergence: what the error is measured by.
+        axis_name: the mesh axis the batch is spread over.
     """
     return _Denoising(Forward(schedule, times, axis_name), weight, divergence)
 
@@ -37,7 +46,7 @@ def student_loss(
     aux: Model,
     *,
     rollout: Draws = Rollout(),
-    weight: Callable[..., Any] = edm_weight,
+    weight: Callable[..., Any] | None = None,
     divergence: Divergence = squared_error,
 ) -> Loss:
     r"""The generator's loss of Algorithm 2, $w(s)\,(\tilde x - sg\,g_\theta(z_s))^T sg[g_\phi(z_s) - g_\theta(z_s)]$.
@@ -46,7 +55,7 @@ def student_loss(
     where the auxiliary has converged, $\frac12 E\,w(s)\,|E_g[\tilde x | z_s] - g_\theta(z_s)|^2$, the moment gap of
     equation (4), which is zero for a perfect student.
     """
-    return _Student(teacher, aux, rollout, weight, divergence)
+    return _Student(teacher, aux, fitted(rollout, teacher), weight or default_weight(teacher), divergence)
 
 
 def aux_loss(
@@ -54,7 +63,7 @@ def aux_loss(
     student: Model,
     *,
     rollout: Draws = Rollout(),
-    weight: Callable[..., Any] = edm_weight,
+    weight: Callable[..., Any] | None = None,
     divergence: Divergence = squared_error,
 ) -> Loss:
     r"""The auxiliary's loss of Algorithm 2, $w(s)\,(|\tilde x - g_\phi(z_s)|^2 + |g_\theta(z_s) - g_\phi(z_s)|^2)$.
@@ -62,14 +71,14 @@ def aux_loss(
     Value: as written. Gradient: with respect to the auxiliary only. The minimiser is, for every weight of the log-SNR
     alone, the average of $E_g[\tilde x | z_s]$ and the teacher's $g_\theta(z_s)$.
     """
-    return _Aux(teacher, student, rollout, weight, divergence)
+    return _Aux(teacher, student, fitted(rollout, teacher), weight or default_weight(teacher), divergence)
 
 
 def joint_loss(
     teacher: Model,
     *,
     rollout: Draws = Rollout(),
-    weight: Callable[..., Any] = edm_weight,
+    weight: Callable[..., Any] | None = None,
     divergence: Divergence = squared_error,
     axis_name: Axes | None = None,
 ) -> Loss:
@@ -84,18 +93,20 @@ def joint_loss(
     Raises:
         TypeError: when called, for a model that is not a pair.
     """
-    return _Joint(teacher, over(rollout, axis_name), weight, divergence)
+    draws = over(fitted(rollout, teacher), axis_name)
+    return _Joint(teacher, draws, weight or default_weight(teacher), divergence)
 
 
 class _Denoising(AbstractLoss):
     draws: Draws
-    weight: Callable[..., Any]
+    weight: Callable[..., Any] | None
     divergence: Divergence
 
     def __call__(
         self, model: Model, x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Float[Array, ""]:
-        return weighted_error(self.weight, self.divergence, model, self.draws(x, key, cond))
+        draw, weight = fitted(self.draws, model)(x, key, cond), self.weight or default_denoising_weight(model)
+        return weighted_error(weight, self.divergence, model, draw)
 
 
 class _Student(AbstractLoss):

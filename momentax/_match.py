@@ -12,7 +12,6 @@ from ._losses import aux_loss, student_loss
 from ._precondition import identity
 from ._rollout import Rollout, over
 from ._shard import Axes
-from ._weight import edm_weight
 
 
 class Losses(NamedTuple):
@@ -29,7 +28,7 @@ def moment_match(
     *,
     precond: Callable[[PyTree[Any]], PyTree[Any]] = identity,
     rollout: Draws = Rollout(),
-    weight: Callable[..., Any] = edm_weight,
+    weight: Callable[..., Any] | None = None,
     divergence: Divergence = squared_error,
     axis_name: Axes | None = None,
 ) -> Losses:

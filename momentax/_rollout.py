@@ -15,7 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ._contract import at_least_single, check_batch, check_key, check_steps
-from ._denoiser import denoise
+from ._defaults import check_trained_range, default_schedule, trained_under
+from ._denoiser import Denoiser, denoise, underlying
 from ._process import conditional_posterior, marginal
 from ._schedule import AbstractSchedule, KarrasSchedule
 from ._shard import Axes
@@ -60,12 +61,13 @@ class Forward(eqx.Module):
     r"""The process itself: $s \sim p(s)$, $z_s \sim q(z_s | x)$ for data x.
 
     Args:
+        schedule: None is that of the model in a loss, `default_schedule(model)`; alone, `KarrasSchedule()`.
         times: p(s) in the schedule's time, `(key, index, count, dtype) -> s`, for example `index` of `count`.
         axis_name: the mesh axis (or `vmap` axis), or several, that the batch is spread over.
         part: which examples of the batch a call is given, where it is taken in parts; None is all.
     """
 
-    schedule: AbstractSchedule = KarrasSchedule()
+    schedule: AbstractSchedule | None = None
     times: Times = stratified
     axis_name: Axes | None = eqx.field(default=None, static=True)
     part: Part | None = None
@@ -74,7 +76,8 @@ class Forward(eqx.Module):
         return _per_example(self._draw, x, key, cond, self.axis_name, self.part)
 
     def _draw(self, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
-        logsnr = self.schedule.logsnr(place.time(self.times, x.dtype))
+        schedule = KarrasSchedule() if self.schedule is None else self.schedule
+        logsnr = schedule.logsnr(place.time(self.times, x.dtype))
         return Draw(x, marginal(x, logsnr).sample(place.key), logsnr, cond, place.net_key)
 
 
@@ -86,6 +89,7 @@ class Rollout(eqx.Module):
     $\tilde x$ and $z_s$, in float32 or better.
 
     Args:
+        schedule: None is the teacher's own in a loss, `default_schedule(teacher)`; alone, the student's.
         k: the number of steps that the student shall sample in.
         kernel: $q(z_s | z_t, \tilde x)$, any function of `conditional_posterior`'s type.
         times: p(s) in the schedule's time, `(key, index, count, dtype) -> s`, for example `index` of `count`.
@@ -93,7 +97,7 @@ class Rollout(eqx.Module):
         part: which examples of the batch a call is given, where it is taken in parts; None is all.
     """
 
-    schedule: AbstractSchedule = KarrasSchedule()
+    schedule: AbstractSchedule | None = None
     k: int = eqx.field(default=8, static=True)
     kernel: Callable[..., Any] = conditional_posterior
     times: Times = stratified
@@ -106,21 +110,48 @@ class Rollout(eqx.Module):
     def __call__(
         self, student: Callable[..., Any], x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None
     ) -> Draw:
+        schedule = self._schedule_for(student)
+
         def draw(x, place, cond):
-            return self._draw(student, x, place, cond)
+            return self._draw(schedule, student, x, place, cond)
 
         return _per_example(draw, x, key, cond, self.axis_name, self.part)
 
-    def _draw(self, student, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]) -> Draw:
+    def _schedule_for(self, student: Callable[..., Any]) -> AbstractSchedule:
+        if isinstance(self.schedule, _TeachersOwn):
+            _check_same(self.schedule.schedule, student)
+        return default_schedule(student) if self.schedule is None else self.schedule
+
+    def _draw(
+        self, schedule: AbstractSchedule, student, x: Float[Array, "*x"], place: "_Place", cond: PyTree[Any]
+    ) -> Draw:
         key_step, key_t, key_s = jax.random.split(place.key, 3)
         key_student, key_judges = jax.random.split(place.net_key)
         s = place.time(self.times, x.dtype)
         t = jnp.minimum(s + jax.random.uniform(key_step, (), x.dtype) / self.k, 1)
-        logsnr_s, logsnr_t = self.schedule.logsnr(s), self.schedule.logsnr(t)
+        logsnr_s = schedule.logsnr(s)
+        logsnr_t = jnp.minimum(schedule.logsnr(t), logsnr_s)  # which rounding may turn round where s is close to t
         z_t = marginal(x, logsnr_t).sample(key_t)
         x_tilde = denoise(student, z_t, logsnr_t, cond, key_student)
         z_s = self.kernel(z_t, x_tilde, logsnr_s=logsnr_s, logsnr_t=logsnr_t).sample(key_s)
         return Draw(x_tilde, lax.stop_gradient(z_s), logsnr_s, cond, key_judges)
+
+
+def fitted(draws: Any, teacher: Callable[..., Any]) -> Any:
+    """The same draws on the teacher's own schedule, if they have none; a schedule that leaves its range is told.
+
+    Draws of one's own are as they are.
+
+    Raises:
+        ValueError: for rollouts that are noisier than what a teacher was trained on that predicts noise or score.
+    """
+    if not isinstance(draws, Forward | Rollout):
+        return draws
+    if draws.schedule is not None:
+        check_trained_range(draws.schedule, teacher)
+        return draws
+    own = default_schedule(teacher)
+    return dataclasses.replace(draws, schedule=own if trained_under(teacher) is None else _TeachersOwn(own))
 
 
 def over(draws: Any, axis_name: Axes | None) -> Any:
@@ -137,6 +168,27 @@ def halved(draws: Any) -> Any:
     """The same draws of every second example: of a part of the batch, it is one of half as many."""
     part = getattr(draws, "part", None)
     return draws if part is None else within(draws, part.first // 2, part.total // 2)
+
+
+class _TeachersOwn(AbstractSchedule):
+    """The schedule of the teacher, which nobody named: the student has to tell the same to its sampler."""
+
+    schedule: AbstractSchedule
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        return self.schedule.logsnr(t)
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        return self.schedule.time(logsnr)
+
+
+def _check_same(schedule: AbstractSchedule, student: Callable[..., Any]) -> None:
+    if isinstance(underlying(student), Denoiser) and default_schedule(student) != schedule:
+        raise ValueError(
+            "needs a student that is sampled on its teacher's schedule; got a momentax.Denoiser with another `schedule`"
+            " or `predict` than the teacher's, and rollouts without a schedule; give the student the teacher's schedule,"
+            " or name one in Rollout(schedule) and in the student's sampler"
+        )
 
 
 class _Place(NamedTuple):

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._contract import check_key, check_shape, check_steps
+from ._defaults import default_schedule
 from ._denoiser import denoise
 from ._process import conditional_posterior
-from ._schedule import AbstractSchedule, KarrasSchedule
+from ._schedule import AbstractSchedule
 
 
 def ancestral_sampler(
     denoiser: Callable[..., Any],
     k: int = 8,
     *,
-    schedule: AbstractSchedule = KarrasSchedule(),
+    schedule: AbstractSchedule | None = None,
     kernel: Callable[..., Any] = conditional_posterior,
 ):
     r"""k evaluations from noise to data: Algorithm 1 of Salimans et al. 2024, on the grid t = k/k, ..., 1/k.
@@ -27,12 +28,17 @@ def ancestral_sampler(
     $s = t - 1/k$; the last prediction is the sample. A student is sampled with the k, schedule and kernel it was
     distilled with; a teacher with any.
 
+    Args:
+        k: the number of steps, and of evaluations.
+        schedule: None is the denoiser's own, `default_schedule(denoiser)`, as it is for the losses.
+        kernel: $q(z_s | z_t, \hat x)$, any function of `conditional_posterior`'s type.
+
     Returns:
         A callable pytree `(key, shape, cond=None) -> [*shape]` for one example. A batch is a `jax.vmap` over keys
         (and cond), so a sample depends on its own key only: `jax.vmap(lambda key: sample(key, shape))(keys)`.
     """
     check_steps(k)
-    return _AncestralSampler(denoiser, k, schedule, kernel)
+    return _AncestralSampler(denoiser, k, default_schedule(denoiser) if schedule is None else schedule, kernel)
 
 
 class _AncestralSampler(eqx.Module):

@@ -113,8 +113,10 @@ class FlowSchedule(AbstractSchedule):
 class DiscreteSchedule(AbstractSchedule):
     r"""A table of $\bar\alpha_0 > \dots > \bar\alpha_{N-1}$ (Ho et al. 2020), linear in $\ell$ in between.
 
-    Step i stands at t = i / (N - 1). A checkpoint's own time is `schedule.step`, or `schedule.nearest_step` for a
-    network that looks it up: `Denoiser(net, predict_eps, schedule.step)`. The table is static: nothing trains it.
+    Step i stands at t = (i + 1) / N, so that k steps of a sampler, k a divisor of N, visit whole steps of the table:
+    the "trailing" ones of Lin et al. 2023. From the first step to t = 0 the table goes on as it begins. A checkpoint's
+    own time is `schedule.step`, or `schedule.nearest_step` for a network that looks it up:
+    `Denoiser(net, predict_eps, schedule.step, schedule)`. The table is static: nothing trains it.
     """
 
     logsnrs: tuple[float, ...] = eqx.field(static=True, repr=False)
@@ -137,14 +139,15 @@ class DiscreteSchedule(AbstractSchedule):
 
     def step(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The step 0..N - 1 of this log-SNR, fractions included, as embeddings by sines and cosines take them."""
-        return (len(self.logsnrs) - 1) * self.time(logsnr)
+        return jnp.maximum(len(self.logsnrs) * self.time(logsnr) - 1, 0)
 
     def nearest_step(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """The step 0..N - 1 whose log-SNR is the nearest, a whole number in the dtype of `logsnr`; no gradient."""
         return jnp.round(self.step(logsnr))
 
     def _table(self, dtype) -> tuple[Float[Array, " steps"], Float[Array, " steps"]]:
-        return jnp.linspace(0, 1, len(self.logsnrs), dtype=dtype), jnp.asarray(self.logsnrs, dtype)
+        before = 2 * self.logsnrs[0] - self.logsnrs[1]
+        return jnp.linspace(0, 1, 1 + len(self.logsnrs), dtype=dtype), jnp.asarray((before, *self.logsnrs), dtype)
 
 
 def shifted(schedule: AbstractSchedule, shift: float) -> AbstractSchedule:
@@ -163,6 +166,31 @@ def interpolated(low: AbstractSchedule, high: AbstractSchedule) -> AbstractSched
     Hoogeboom et al. 2023, for two shifts of one schedule with $\ell_{low} \le \ell_{high}$.
     """
     return _Interpolated(low, high)
+
+
+def truncated(
+    schedule: AbstractSchedule, logsnr_min: float = -math.inf, logsnr_max: float = math.inf
+) -> AbstractSchedule:
+    r"""The part of a schedule with $\ell_{min} \le \ell(t) \le \ell_{max}$, spread over [0, 1].
+
+    For a teacher that is not to be trusted beyond: $\ell'(t) = \ell(a + t(b - a))$, where $\ell(a) = \ell_{max}$ and
+    $\ell(b) = \ell_{min}$, or the schedule's own end where that comes first.
+
+    Args:
+        logsnr_min: the least log-SNR, in nats.
+        logsnr_max: the greatest, in nats.
+
+    Raises:
+        ValueError: where nothing of the schedule is left.
+    """
+    return _Truncated(schedule, logsnr_min, logsnr_max)
+
+
+def ends(schedule: AbstractSchedule) -> tuple[float, float]:
+    """The least and the greatest log-SNR of a schedule."""
+    with jax.ensure_compile_time_eval():
+        low, high = (float(schedule.logsnr(jnp.asarray(t, jnp.float32))) for t in (1.0, 0.0))
+    return low, high
 
 
 def resolution_shift(noise_d: float, image_d: float) -> float:
@@ -207,6 +235,34 @@ class _Interpolated(AbstractSchedule):
         whole = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
         (left, right), _ = jax.lax.scan(halve, whole, length=jnp.finfo(logsnr.dtype).nmant + 1)
         return (left + right) / 2
+
+
+class _Truncated(AbstractSchedule):
+    schedule: AbstractSchedule
+    logsnr_min: float = eqx.field(static=True)
+    logsnr_max: float = eqx.field(static=True)
+
+    def __check_init__(self):
+        low, high = ends(self.schedule)
+        if not max(low, self.logsnr_min) < min(high, self.logsnr_max):
+            raise ValueError(
+                f"needs log-SNRs between logsnr_min and logsnr_max in the schedule, which has {low:.4g} to {high:.4g};"
+                f" got {self.logsnr_min!r} to {self.logsnr_max!r}; choose an interval that overlaps"
+            )
+
+    def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        first, last = self._times(t.dtype)
+        return self.schedule.logsnr(first + t * (last - first))
+
+    def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        first, last = self._times(logsnr.dtype)
+        return jnp.clip((self.schedule.time(logsnr) - first) / (last - first), 0, 1)
+
+    def _times(self, dtype) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        low, high = ends(self.schedule)
+        inside = min(high, self.logsnr_max), max(low, self.logsnr_min)
+        first, last = (self.schedule.time(jnp.asarray(logsnr, dtype)) for logsnr in inside)
+        return first, last
 
 
 def _angle(logsnr: float) -> float:

@@ -35,6 +35,21 @@ def snr_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift:
     return jnp.exp(logsnr - shift)
 
 
+def min_snr_weight(
+    logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, gamma: float = 1.0, shift: float = 0.0
+) -> Float[Array, ""]:
+    r"""$w = \min(e^{\ell - c}, \gamma)$, "Min-SNR" (Hang et al. 2023, arXiv 2303.09556, which takes $\gamma = 5$).
+
+    Flat where there is little noise, and where there is much, small enough for a teacher that predicts the noise: its
+    error in $\hat x$ is $\sigma/\alpha$ times that of its output.
+
+    Args:
+        gamma: the largest weight, above 0.
+        shift: c, the schedule's resolution shift: the weight belongs to the unshifted log-SNR.
+    """
+    return jnp.minimum(jnp.exp(logsnr - shift), gamma)
+
+
 def truncated_snr_weight(
     logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0
 ) -> Float[Array, ""]:

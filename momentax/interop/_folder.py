@@ -79,7 +79,8 @@ def denoiser_from_diffusers(
         model, (table, predict, time) = _part(folder, _network_of(folder)), convention(folder)
     else:
         model, (table, predict, time) = folder, _given(folder, predict, schedule)
-    return Denoiser(from_diffusers(model, variant=variant), predict, _rounded(table, folder) if rounded else time)
+    net, time = from_diffusers(model, variant=variant), _rounded(table, folder) if rounded else time
+    return Denoiser(net, predict, time, table)
 
 
 def _check_unset(folder: Path, predict: Any, schedule: Any) -> None:
