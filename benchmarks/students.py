@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
     batch: Callable[[Any], Any]
     data: np.ndarray
     floor: np.ndarray
-    network: Callable[[Any], Any]
+    network: Callable[..., Any]
     teacher_updates: int
     teacher_rate: float
     updates: int
@@ -100,18 +100,10 @@ def main(target: str, *names: str) -> None:
     """Prints a row for each teacher and records it, with what made it."""
     found = json.loads(Path(target).read_text())["rows"] if Path(target).is_file() else []
     _check(names)
-    for problem, prediction, schedule in itertools.product(PROBLEMS, PREDICTIONS, SCHEDULES):
-        known = any(
-            [row[key] for key in ("problem", "prediction", "schedule")] == [problem, prediction, schedule]
-            for row in found
-        )
-        chosen = all(
-            not set(names) & set(group) or name in names
-            for name, group in ((problem, PROBLEMS), (prediction, PREDICTIONS), (schedule, SCHEDULES))
-        )
-        if chosen and not known:
-            row = {"problem": problem, "prediction": prediction, "schedule": schedule}
-            found.append(row | distilled(_made(problem), prediction, schedule))
+    for asked in itertools.product(*(_chosen(group, names) for group in (PROBLEMS, PREDICTIONS, SCHEDULES))):
+        row = dict(zip(("problem", "prediction", "schedule"), asked, strict=True))
+        if not any(row.items() <= known.items() for known in found):
+            found.append(row | distilled(_made(asked[0]), *asked[1:]))
             print(found[-1], flush=True)
             record(target, " ".join(["students.py", target, *names]), rows=found)
 
@@ -209,6 +201,11 @@ def _patches(images: list[np.ndarray], count: int, seed: int) -> np.ndarray:
 
     patches = np.stack([patch(images[i % len(images)]) for i in range(count)])
     return (patches[:, None] / 127.5 - 1).astype(np.float32)
+
+
+def _chosen(group: Iterable[str], names: tuple[str, ...]) -> list[str]:
+    """Those of a group that are named, or all of it where none is."""
+    return [name for name in group if name in names] or list(group)
 
 
 def _check(names: tuple[str, ...]) -> None:

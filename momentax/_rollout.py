@@ -186,8 +186,8 @@ def _check_same(schedule: AbstractSchedule, student: Callable[..., Any]) -> None
     if isinstance(underlying(student), Denoiser) and default_schedule(student) != schedule:
         raise ValueError(
             "needs a student that is sampled on its teacher's schedule; got a momentax.Denoiser with another `schedule`"
-            " or `predict` than the teacher's, and rollouts without a schedule; give the student the teacher's schedule,"
-            " or name one in Rollout(schedule) and in the student's sampler"
+            " or `predict` than the teacher's, and rollouts without a schedule; give the student the teacher's"
+            " schedule, or name one in Rollout(schedule) and in the student's sampler"
         )
 
 

@@ -133,7 +133,7 @@ def test_alpha_and_sigma_preserve_variance_and_have_the_log_snr(logsnr):
 def test_a_discrete_schedule_stands_on_its_table():
     steps = jnp.arange(1000.0)
     schedule = DiscreteSchedule(DDPM)
-    logsnr = schedule.logsnr(steps / 999)
+    logsnr = schedule.logsnr((steps + 1) / 1000)
     np.testing.assert_allclose(jax.nn.sigmoid(logsnr), DDPM, rtol=1e-10)
     np.testing.assert_allclose(999 * schedule.time(logsnr), steps, rtol=0, atol=1e-9)
 
@@ -142,8 +142,17 @@ def test_a_discrete_schedule_is_linear_in_log_snr_between_its_steps():
     table = jnp.asarray([0.9, 0.5, 0.1])
     nodes = np.log([9.0, 1.0, 1 / 9])
     schedule = DiscreteSchedule(table)
-    halves = schedule.logsnr(jnp.asarray([0.25, 0.75]))
+    halves = schedule.logsnr(jnp.asarray([0.5, 5 / 6]))
     np.testing.assert_allclose(halves, [nodes[:2].mean(), nodes[1:].mean()], rtol=1e-14)
+    np.testing.assert_allclose(schedule.logsnr(jnp.asarray(0.0)), 2 * nodes[0] - nodes[1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("k", [1, 4, 8, 50])
+def test_k_steps_visit_the_trailing_steps_of_the_table(k):
+    """Those of Lin et al. 2023: N/k - 1, 2N/k - 1, ..., N - 1, whole numbers where k divides N."""
+    schedule = DiscreteSchedule(DDPM)
+    visited = schedule.step(schedule.logsnr(jnp.arange(1, k + 1) / k))
+    np.testing.assert_allclose(visited, np.arange(1, k + 1) * 1000 / k - 1, rtol=1e-12)
 
 
 def test_a_discrete_schedules_step_is_the_nearest_of_its_table():

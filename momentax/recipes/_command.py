@@ -63,7 +63,7 @@ def run_distill(config: Distill, arguments: list[str]) -> None:
         if config.resume:
             config = resumed(folder, stored, config, arguments)
         begun = start(folder, config, load(config.data))
-        run = resolved(begun.config, begun.dataset)
+        run = resolved(begun.config, begun.dataset, begun.given)
         if stored and not config.overwrite:
             check_same(folder, stored, run, begun.dataset)
         elif _finished(folder, run):

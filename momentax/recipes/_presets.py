@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 
+import momentax as mm
+
 from ._data import Dataset
-from ._settings import Distill, Network, Run, flag
+from ._settings import SCHEDULES, WEIGHTS, Distill, Network, Run, flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Preset:
     instant: dict[str, Any]
 
 
-_MLP = {"weight": "flat", "batch": 256, "learning_rate": 1e-3, "auxiliary_rate": 1.0, "b1": 0.0}
-_UVIT = {"weight": "flat", "batch": 128, "learning_rate": 1e-4, "auxiliary_rate": 4.0, "b1": 0.9}
-_INSTANT = {"weight": "flat", "updates": 4000, "learning_rate": 1e-4, "b1": 0.9}
+_MLP = {"batch": 256, "learning_rate": 1e-3, "auxiliary_rate": 1.0, "b1": 0.0}
+_UVIT = {"batch": 128, "learning_rate": 1e-4, "auxiliary_rate": 4.0, "b1": 0.9}
+_INSTANT = {"updates": 4000, "learning_rate": 1e-4, "b1": 0.9}
 
 PRESETS = {
     "mlp": Preset(
@@ -53,10 +55,14 @@ PRESETS = {
 }
 
 
-def resolved(config: Distill, dataset: Dataset) -> Run:
-    """The configuration with every default filled in, checked against the data."""
+def resolved(config: Distill, dataset: Dataset, teacher: Any = None) -> Run:
+    """The configuration with every default filled in, checked against the data and the teacher that is given, if any.
+
+    A teacher that is trained here predicts v.
+    """
     preset = preset_of(config, dataset)
     filled = {**getattr(preset, config.algorithm), "teacher_updates": 0 if config.teacher else preset.teacher_updates}
+    filled["weight"] = _fitting_weight(teacher)
     given = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
     if config.teacher is None and config.network == suited(dataset.x.shape[1:]):
         given["network"] = None
@@ -69,7 +75,19 @@ def resolved(config: Distill, dataset: Dataset) -> Run:
     if config.guidance and not dataset.num_classes:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
     check_enough(samples=config.samples)
+    _check_schedule(config, teacher)
     return config
+
+
+def _check_schedule(config: Run, teacher: Any) -> None:
+    """The library's own check of a schedule against what the teacher was trained on, before anything is written."""
+    if teacher is not None:
+        mm.student_loss(teacher, teacher, rollout=mm.Rollout(SCHEDULES[config.schedule]()))
+
+
+def _fitting_weight(teacher: Any) -> str:
+    fitting = mm.default_weight(teacher)
+    return next(name for name, weight in WEIGHTS.items() if weight is fitting)
 
 
 def _check_sides(config: Run, dataset: Dataset) -> None:

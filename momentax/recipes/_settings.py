@@ -11,7 +11,8 @@ from ._formats import require
 
 tyro = require("tyro")
 
-SCHEDULES: dict[str, Callable[[], mm.AbstractSchedule]] = {
+SCHEDULES: dict[str, Callable[[], mm.AbstractSchedule | None]] = {
+    "teacher": lambda: None,
     "cosine": mm.CosineSchedule,
     "flow": mm.FlowSchedule,
     "karras": mm.KarrasSchedule,
@@ -20,6 +21,7 @@ WEIGHTS: dict[str, Callable[..., Any]] = {
     "adaptive": mm.adaptive_weight,
     "edm": mm.edm_weight,
     "flat": mm.flat_weight,
+    "min-snr": mm.min_snr_weight,
     "snr": mm.snr_weight,
     "truncated-snr": mm.truncated_snr_weight,
     "v": mm.v_weight,
@@ -39,7 +41,7 @@ TANGENTS: dict[str, Callable[..., Any]] = {
 
 Network = Literal["mlp", "uvit", "uvit-small"]
 Kernel = Literal["ddim", "posterior", "renoise", "stochastic"]
-Weight = Literal["adaptive", "edm", "flat", "snr", "truncated-snr", "v"]
+Weight = Literal["adaptive", "edm", "flat", "min-snr", "snr", "truncated-snr", "v"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Distill:
     """Algorithm 2, with an auxiliary network, in turns or both at once, or Algorithm 3, without"""
     k: int = 8
     """steps that the student shall sample in"""
-    schedule: Literal["cosine", "flow", "karras"] = "cosine"
-    """of the rollouts, and of every sampler of the run"""
+    schedule: Literal["teacher", "cosine", "flow", "karras"] = "teacher"
+    """of the rollouts, and of every sampler of the run; teacher is the one that the teacher was trained under, which
+    for one that is trained here is cosine"""
     weight: Weight | None = None
-    """w(s) of the distillation; None is the preset of data and algorithm"""
+    """w(s) of the distillation; None fits what the teacher predicts: flat, or min-snr for the noise"""
     kernel: Kernel = "posterior"
     """q(z_s | z_t, x) of the rollouts and of the student's sampler; stochastic has eta = 0.5"""
     guidance: float = 0.0

@@ -97,14 +97,14 @@ def identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def network(dataset: Dataset, key: PRNGKeyArray, kind: Network | None = None) -> mm.Denoiser:
-    """An untrained denoiser for the data: v-prediction, log-SNR for time, one class more for "none"."""
+    """An untrained denoiser of the data: it predicts v, on the cosine schedule; one class more is for "none"."""
     shape, told = dataset.x.shape[1:], {"num_classes": dataset.num_classes or None, "key": key}
     makers = {
         "mlp": lambda: mm.nn.MLP(shape, width=256, depth=3, **told),
         "uvit": lambda: mm.nn.UViT(shape[0], depth=4, patch=2, **told),
         "uvit-small": lambda: mm.nn.UViT(shape[0], width=64, multipliers=(1,), depth=2, heads=2, patch=4, **told),
     }
-    return mm.Denoiser(makers[kind or suited(shape)]())
+    return mm.Denoiser(makers[kind or suited(shape)](), schedule=mm.CosineSchedule())
 
 
 def guide(config: Run, dataset: Dataset, teacher: Any) -> Any:
