@@ -135,7 +135,8 @@ def test_a_discrete_schedule_stands_on_its_table():
     schedule = DiscreteSchedule(DDPM)
     logsnr = schedule.logsnr((steps + 1) / 1000)
     np.testing.assert_allclose(jax.nn.sigmoid(logsnr), DDPM, rtol=1e-10)
-    np.testing.assert_allclose(999 * schedule.time(logsnr), steps, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(1000 * schedule.time(logsnr) - 1, steps, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(schedule.step(logsnr), steps, rtol=0, atol=1e-9)
 
 
 def test_a_discrete_schedule_is_linear_in_log_snr_between_its_steps():
