@@ -49,6 +49,21 @@ SCHEDULES: dict[str, mm.AbstractSchedule] = {
 STEPS = (4, 8)
 
 
+class Gated(eqx.Module):
+    """An MLP beside its input, scaled by a gate of the log-SNR: what most of an x or an eps is at one of the ends."""
+
+    net: mm.nn.MLP
+    gate: eqx.nn.MLP
+
+    def __init__(self, shape: tuple[int, ...], width: int, depth: int, *, key: Any):
+        key_net, key_gate = jax.random.split(key)
+        self.net = mm.nn.MLP(shape, width=width, depth=depth, key=key_net)
+        self.gate = eqx.nn.MLP(2, "scalar", 64, 2, jax.nn.silu, key=key_gate)
+
+    def __call__(self, z, t, cond=None):
+        return self.net(z, t) + self.gate(jnp.stack([mm.alpha(t), t / 10])) * z
+
+
 class Problem(NamedTuple):
     """Data to learn: a batch by key, the data to measure against, a network; how long, how fast, how many samples."""
 
@@ -76,7 +91,7 @@ def ring() -> Problem:
 
     even = jnp.pi / 4 * (jnp.arange(40_000) % 8)
     data, floor = points(even, jax.random.key(10)), batch(jax.random.key(11), 40_000)
-    network = functools.partial(mm.nn.MLP, (2,), width=64)
+    network = functools.partial(Gated, (2,), 64, 2)
     return Problem(batch, np.asarray(data), np.asarray(floor), network, 4000, 2e-3, 2000, 3e-4, 40_000)
 
 
@@ -86,11 +101,11 @@ def photographs() -> Problem:
     data, floor = (_patches(halves, 20_000, seed) for seed in (0, 1))
     held = jnp.asarray(data)
 
-    def batch(key, n=64):
+    def batch(key, n=128):
         return held[jax.random.randint(key, (n,), 0, len(held))]
 
-    network = functools.partial(mm.nn.UViT, 1, width=64, multipliers=(1,), depth=2, heads=2, patch=4)
-    return Problem(batch, data, floor[:5000], network, 2000, 2e-3, 800, 1e-4, 5000)
+    network = functools.partial(Gated, data.shape[1:], 256, 3)
+    return Problem(batch, data, floor[:4000], network, 3000, 1e-3, 1200, 1e-4, 4000)
 
 
 PROBLEMS = {"ring": ring, "photographs": photographs}
