@@ -99,6 +99,21 @@ def startup(told: Record) -> str:
     return table(["network", "update", "compile, s", "over the gradient", "traces"], rows)
 
 
+def compile(told: Record) -> str:
+    """Instructions by step and number of arrays, the factor of the last doubling, CPU seconds of the least and most."""
+    counts = sorted({row["leaves"] for row in told["rows"]})
+    steps = list(dict.fromkeys(row["step"] for row in told["rows"]))
+    found = {(row["step"], row["leaves"]): row for row in told["rows"]}
+    rows = []
+    for step in steps:
+        sizes = [found[step, count]["instructions"] for count in counts]
+        seconds = [found[step, count]["CPU seconds"] for count in (counts[0], counts[-1])]
+        shown = [f"{size:,}" for size in sizes]
+        rows.append([step, *shown, f"{sizes[-1] / sizes[-2]:.2f}", *(f"{of:.1f}" for of in seconds)])
+    ends = [f"CPU s, {count}" for count in (counts[0], counts[-1])]
+    return table(["step", *(f"{count} arrays" for count in counts), "growth", *ends], rows)
+
+
 def nu(told: Record) -> str:
     """Distances by where nu is from."""
     rows = [[name, f"{value:.3f}"] for name, value in told["frechet_distance"].items()]
@@ -146,7 +161,8 @@ def _mebibytes(size: float) -> str:
 
 
 TABLES: dict[str, Callable[[Record], str]] = {
-    of.__name__: of for of in (floor, jvp, naive, torch_compare, sampler, scaling, startup, nu, joint, few_steps)
+    of.__name__: of
+    for of in (floor, jvp, naive, torch_compare, sampler, scaling, startup, compile, nu, joint, few_steps)
 }
 
 

@@ -40,14 +40,28 @@ def told(*arguments) -> str:
     return error.getvalue() + str(exit.value)
 
 
-def stopped(number: signal.Signals, when: Callable[[], bool], *arguments, cwd: Path, seconds=240):
-    """The command, sent a signal as soon as something is so: exit status, standard output and error."""
-    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+def stopped(
+    number: signal.Signals,
+    when: Callable[[], bool],
+    *arguments,
+    cwd: Path,
+    seconds: float = 240,
+    within: float | None = None,
+    program: tuple[str, ...] = ("-c", RUN),
+):
+    """The command, sent a signal as soon as something is so: exit status, standard output and error.
+
+    It may take so many seconds until then, and so many more to end.
+    """
+    command = [sys.executable, *program, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=cwd, env=environment(), **pipes)
     end = time.monotonic() + seconds
     while process.poll() is None and not when() and time.monotonic() < end:
         time.sleep(0.002)
     process.send_signal(number)
-    output, error = process.communicate(timeout=seconds)
+    try:
+        output, error = process.communicate(timeout=within or seconds)
+    finally:
+        process.kill()
     return process.returncode, output, error

@@ -140,6 +140,24 @@ def test_startup_traces_each_step_once(script, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text())["import"]["heavy"] == []
 
 
+@pytest.mark.slow
+def test_no_program_grows_with_the_square_of_the_arrays(script, tmp_path):
+    """Of any step of the command and of the library: twice the arrays, at most a little more than twice as large."""
+    rows = rows_of(script("compile"), tmp_path, leaves=(20, 40))
+    assert len(rows) == 2 * len(script("compile").STEPS)
+    for few, many in zip(rows[::2], rows[1::2], strict=True):
+        assert few["step"] == many["step"]
+        assert 1 < many["instructions"] < 2.1 * few["instructions"]
+
+
+@pytest.mark.parametrize("name", ["average", "sampler"])
+def test_a_programs_instructions_are_counted(name, script, tmp_path):
+    (row,) = rows_of(script("compile"), tmp_path, name, leaves=(4,))
+    assert (row["step"], row["leaves"]) == (name, 4)
+    assert row["instructions"] > 4
+    assert row["CPU seconds"] >= 0
+
+
 def test_scaling(script, tmp_path, monkeypatch):
     """What is replicated sends a gradient each way, twice over for instant; what is in pieces is held once over n."""
     scaling = script("scaling")

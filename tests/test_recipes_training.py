@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +223,7 @@ def test_a_signal_ends_after_the_update_with_everything_saved(number, tmp_path, 
     whole = trained(tmp_path / "whole", phase_of("alternating"))
     phase = phase_of("alternating")
     raised = _interrupt.Terminated if number == signal.SIGTERM else KeyboardInterrupt
-    with _interrupt.deferred():
+    with _interrupt.deferred(str):
         signal.raise_signal(number)
         with pytest.raises(raised):
             trained(tmp_path / "stopped", phase, every=1000)
@@ -230,17 +232,34 @@ def test_a_signal_ends_after_the_update_with_everything_saved(number, tmp_path, 
     assert_identical(trained(tmp_path / "stopped", phase_of("alternating")), whole)
 
 
-def test_a_second_interrupt_does_not_wait_and_a_second_termination_does():
-    with _interrupt.deferred():
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert _interrupt.asked()
-        with pytest.raises(_interrupt.Terminated):
-            _interrupt.raise_if_asked()
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+def test_what_was_before_an_update_that_takes_too_long_is_saved(tmp_path, monkeypatch, one_device):
+    """All of it, losses included, though the last checkpoint is older; the run that goes on has the same bits."""
+    whole, updater = trained(tmp_path / "whole", phase_of("alternating")), _training._updater
+    ended, statuses = threading.Event(), []
+
+    def stalled(phase, mesh):
+        update = updater(phase, mesh)
+
+        def at_seven(state, n, batch):
+            if n == 7:
+                signal.raise_signal(signal.SIGTERM)
+                assert ended.wait(60)
+                raise Death
+            return update(state, n, batch)
+
+        return at_seven
+
+    with monkeypatch.context() as patch, contextlib.suppress(Death), _interrupt.deferred(str):
+        patch.setattr(_training, "_updater", stalled)
+        patch.setattr(_interrupt, "GRACE", 0.01)
+        patch.setattr(_interrupt, "TO_SAVE", 60)
+        patch.setattr(os, "_exit", lambda status: (statuses.append(status), ended.set()))
+        trained(tmp_path / "stopped", phase_of("alternating"), every=4)
+    assert statuses == [143]
+    assert checkpoint.steps(tmp_path / "stopped" / "checkpoints" / "distillation") == [4, 7]
+    assert [n for n, _ in checkpoint.read_losses(tmp_path / "stopped")] == list(range(7))
+    assert_identical(trained(tmp_path / "stopped", phase_of("alternating")), whole)
+    assert (tmp_path / "stopped" / "losses.jsonl").read_bytes() == (tmp_path / "whole" / "losses.jsonl").read_bytes()
 
 
 def test_the_newest_two_checkpoints_and_the_best_are_kept(tmp_path, monkeypatch, one_device):

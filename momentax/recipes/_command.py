@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from ._figures import measured, reference
 from ._finished import opened
 from ._folder import Folder
 from ._formats import require
-from ._interrupt import Terminated, deferred
+from ._interrupt import Terminated, deferred, status
 from ._lock import Lock
 from ._plots import plot_samples
 from ._presets import check_enough, resolved
@@ -36,7 +35,7 @@ def run(arguments: list[str]) -> None:
         """Distil a few-step student from a teacher, draw, evaluate and report.
 
         A run that ended early goes on by the same command, or by --resume. Ctrl-C (exit status 1) and SIGTERM (143)
-        finish the update and save first.
+        finish the update and save first, or save what is before it where it takes more than four seconds.
         """
         run_distill(config, arguments[1:])
 
@@ -131,15 +130,18 @@ def _finished(folder: Folder, config: Run) -> bool:
 @contextlib.contextmanager
 def _telling(output: Path) -> Iterator[None]:
     try:
-        with deferred():
+        with deferred(lambda: f"interrupted in a long computation, which is lost; {_kept(output)}"):
             yield
     except KeyboardInterrupt as interrupt:
-        held = ", ".join(sorted(path.name for path in output.glob("[!.]*"))) or "nothing yet"
-        goes_on = f"; do go on with: momentax distill --resume --output {shlex.quote(str(output))}"
-        told = f"\nmomentax: interrupted; {output} keeps {held}{goes_on if (output / 'run.json').is_file() else ''}"
-        print(told, file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM if isinstance(interrupt, Terminated) else 1)
+        print(f"\nmomentax: interrupted; {_kept(output)}", file=sys.stderr)
+        sys.exit(status(isinstance(interrupt, Terminated)))
     except (ArithmeticError, ImportError, OSError, ValueError) as error:
         if str(error).startswith("needs "):
             sys.exit(f"momentax: {error}")
         raise
+
+
+def _kept(output: Path) -> str:
+    held = ", ".join(sorted(path.name for path in output.glob("[!.]*"))) or "nothing yet"
+    goes_on = f"; do go on with: momentax distill --resume --output {shlex.quote(str(output))}"
+    return f"{output} keeps {held}{goes_on if (output / 'run.json').is_file() else ''}"

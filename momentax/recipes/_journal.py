@@ -30,6 +30,7 @@ class Journal:
         self._pending: dict[int, dict[str, Any]] = {}
         self._recent: dict[str, deque[float]] = {}
         self._saving: Any = None
+        self._done = 0
         self._earlier, self._started = 0.0, time.monotonic()
 
     def restored(self, like: State) -> tuple[State, int, Any] | None:
@@ -49,6 +50,7 @@ class Journal:
             raise FileNotFoundError(f"{error}; here: --overwrite, which keeps a finished teacher") from error
         checkpoint.cut_losses(self.folder.path, self._first + done)
         self._check_losses(done)
+        self._done = done
         assert notes is not None
         self._earlier = notes["seconds"]
         return state, done, notes["data"]
@@ -73,6 +75,14 @@ class Journal:
             os.fsync(losses.fileno())
         notes = {"data": data, "seconds": self.seconds}
         self._saving = checkpoint.save(self._path, done, state, config=self._told, notes=notes, figure=figure, keep=2)
+        self._done = done
+
+    def save_late(self, done: int, state: State, data: Any) -> None:
+        """A checkpoint that is on disk before this returns, if it holds more than the one before."""
+        if done > self._done:
+            self.flush()
+            self.save(done, state, data)
+        self.close()
 
     def close(self) -> None:
         """Waits until the last checkpoint is on disk."""

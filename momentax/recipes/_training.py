@@ -1,7 +1,9 @@
 """The one loop that trains: every phase, on all devices, from where it was left."""
 
 import contextlib
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +14,14 @@ import momentax as mm
 
 from ._batches import Batch
 from ._devices import AXIS, mesh_for, on_each, on_one, spread
-from ._interrupt import asked, raise_if_asked
+from ._interrupt import asked, raise_if_asked, saving_late
 from ._journal import Journal
 from ._phases import Phase
 from ._progress import Progress
 from ._state import State, averaged, updating
 
 PATIENCE = 10
-_LOOK = 10
+_LOOK, _LONG = 10, 0.5
 
 
 class Trial(NamedTuple):
@@ -32,7 +34,7 @@ class Trial(NamedTuple):
 def train(phase: Phase, journal: Journal, checkpoint_every: int, trial: Trial | None = None) -> State:
     """The state after the phase's last update, however often it was interrupted on the way.
 
-    The device is waited for every ten updates, when their losses are written.
+    The device is waited for every ten updates, when their losses are written, and where an update takes half a second.
 
     Raises:
         KeyboardInterrupt: after a signal, with the state saved.
@@ -40,11 +42,13 @@ def train(phase: Phase, journal: Journal, checkpoint_every: int, trial: Trial | 
     """
     mesh, attempts, stop = mesh_for(phase.batch), {}, False
     state, first = _begun(phase, journal, mesh)
-    update, progress = _updater(phase, mesh), Progress(phase.title, first, phase.updates)
-    with contextlib.closing(journal):
+    update, progress = _Paced(_updater(phase, mesh)), Progress(phase.title, first, phase.updates)
+    with contextlib.closing(journal), saving_late(journal.close):
         for n in progress:
+            position = phase.examples.get_state()
             batch, last = next(phase.examples), n + 1 == phase.updates
-            state, value = update(state, n, batch)
+            with saving_late(partial(journal.save_late, n, state, position)):
+                state, value = update(state, n, batch)
             attempts[phase.turn(n)] = n, batch
             journal.record(n, **{phase.turn(n): value})
             figure, stuck, stop = _judged(trial, journal, state, n, mesh), None, asked()
@@ -72,6 +76,21 @@ def _begun(phase: Phase, journal: Journal, mesh: Mesh | None) -> tuple[State, in
     phase.examples.set_state(position)
     print(f"going on with the {phase.name} after {done} of {phase.updates} updates", flush=True)
     return state, done
+
+
+class _Paced:
+    """Updates of which those that take long are waited for: a signal then has one to wait for, and never ten."""
+
+    def __init__(self, update: Callable[[State, int, Batch], tuple[State, Any]]):
+        self._update, self._slow = update, True
+
+    def __call__(self, state: State, n: int, batch: Batch) -> tuple[State, Any]:
+        started = time.monotonic()
+        state, value = self._update(state, n, batch)
+        if self._slow or n % _LOOK == 0:
+            jax.block_until_ready(value)
+            self._slow = time.monotonic() - started > _LONG
+        return state, value
 
 
 def _updater(phase: Phase, mesh: Mesh | None) -> Callable[[State, int, Batch], tuple[State, Any]]:
