@@ -83,7 +83,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "momentax\[recipes\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'run `pip install "\.\[recipes\]"` in a clone'):
         load("digits")
 
 

@@ -1,6 +1,5 @@
 """The arrays of any pytree in a safetensors file, by the names of their places."""
 
-import importlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, Shaped
+
+from .._extra import required
 
 Tree = TypeVar("Tree")
 
@@ -197,7 +198,4 @@ def _flush(path: Path) -> None:
 
 
 def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError("needs the package safetensors; got none; do: pip install 'momentax[interop]'") from error
+    return required(name, "interop")
