@@ -33,7 +33,8 @@ def nonfinite_logsnr(
     the value and in the gradient after the other, on one device and in the memory of one example. What counts is the
     log-SNR of an example's first failure: that of $z_t$, where its data, the student's prediction or only its
     derivative is not finite; that of $z_s$, for a teacher, an auxiliary, a weight, their product, for an even example's
-    part in nu = $\Lambda\nabla L$. Of `joint_loss` the student is asked before the auxiliary. An odd example of `instant` is asked with the entries of nu that are finite.
+    part in nu = $\Lambda\nabla L$. Of `joint_loss` the student is asked before the auxiliary. An odd example of
+    `instant` is asked with the entries of nu that are finite.
 
     Args:
         loss: one of this library's; over an axis, with the whole batch.

@@ -172,8 +172,8 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(name, tm
     given = {name: pathlib.Path(value) if name == "teacher" else value for name, value in options.items()}
     config = Distill(output=tmp_path / "run", **cast(Any, given))
     with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}"):
-        resolved(*start(Folder(config.output), config, load(config.data))[:2])
-    assert not config.output.exists()
+        resolved(*start(Folder(tmp_path / "run"), config, load(config.data))[:2])
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_teacher_in_the_folder_is_refused(finished, tmp_path):
@@ -214,13 +214,13 @@ def test_what_is_asked_wrongly_is_told_in_a_line_before_anything_is_written(name
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_a_folder_without_a_run_is_told(command, tmp_path):
     nothing = tmp_path / "nothing"
-    assert f"do run `momentax distill --output {nothing}` first" in told(command, "--output", nothing)
+    assert f"run `momentax distill --output {nothing}` first" in told(command, "--output", nothing)
 
 
 def test_an_error_is_one_line_and_a_status(tmp_path):
     result = momentax("distill", "--k", "0", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "momentax: needs --k > 0; got 0; do give a positive number\n"
+    assert result.stderr == "momentax: needs --k > 0 and finite; got 0; give a positive number\n"
 
 
 def test_a_teacher_of_other_data_is_refused(finished, tmp_path, monkeypatch):
@@ -275,7 +275,7 @@ def test_a_signal_ends_cleanly_and_says_how_to_go_on(number, status, finished, t
     returned, _, error = stopped(number, begun.is_file, "distill", "--output", "run", cwd=tmp_path)
     assert returned == status
     kept = ["checkpoints", "losses.jsonl", "run.json", "teacher.eqx", "teacher.json"]
-    assert f"interrupted; run keeps {', '.join(kept)}; do go on with: momentax distill --resume --output run" in error
+    assert f"interrupted; run keeps {', '.join(kept)}; go on with: momentax distill --resume --output run" in error
     assert "Traceback" not in error
     assert sorted(path.name for path in folder.iterdir()) == kept
 

@@ -1,6 +1,7 @@
 """A finished run, opened to draw from one of its networks."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from ._data import Dataset, load
 from ._evaluation import Kernel, draw
 from ._folder import Folder
 from ._presets import check_positive
+from ._program import command
 from ._settings import KERNELS, Draw, Run, from_json
 from ._teacher import guide, network, start
 
@@ -34,10 +36,23 @@ class Finished(NamedTuple):
         return draw(self.model, self.k, self.settings.schedule, self.kernel, self.dataset, self.samples, seed)
 
 
+def check_finished(output: Path) -> None:
+    """Demands a finished run in a folder, and tells which there are beside it."""
+    if (output / "report.json").is_file():
+        return
+    begun = (output / "run.json").is_file()
+    found, first = ("an unfinished one", ["--resume"]) if begun else ("none", [])
+    others = sorted(str(path.parent) for path in output.parent.glob("*/report.json"))
+    there = f", or name one that there is by --output: {', '.join(others)}" if others else ""
+    raise FileNotFoundError(
+        f"needs a finished run in {output}; got {found}; run `{command('distill', output, *first)}` first{there}"
+    )
+
+
 def opened(config: Draw, samples: int) -> Finished:
     """The run in the folder and the network that is asked for; so many samples where nothing is said of them."""
     folder = Folder(config.output)
-    settings = from_json(folder.read_json("report.json")["configuration"])
+    settings = from_json(folder.read_json("report.json", "configuration")["configuration"])
     kernel, data = _kernel(config, settings), load(settings.data)
     _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), data)
     count = samples if config.samples is None else config.samples

@@ -10,6 +10,8 @@ from typing import IO, Any
 
 import equinox as eqx
 
+from ._program import command
+
 
 class Folder:
     """A folder of weights, JSON and pictures. What is replaced is replaced at once, when the new file is whole."""
@@ -17,27 +19,39 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
 
-    def create(self) -> None:
-        """Makes the folder and proves that it can be written to."""
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"needs a folder for --output; got the file {self.path}; do name another")
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.path, os.W_OK):
-            raise PermissionError(f"needs a folder it may write to; got {self.path}; do name another --output")
+    def create(self, flag: str = "--output") -> None:
+        """Makes the folder that a flag names, and proves that it can be written to."""
+        if self.path.is_file():
+            raise NotADirectoryError(f"needs a folder for {flag}; got the file {self.path}; name another")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise type(error)(
+                f"needs a folder it may write to; got {self.path} ({error.strerror}); name another by {flag}"
+            ) from error
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
         return (self.path / name).is_file()
 
-    def read_json(self, name: str) -> Any:
-        """What `write_json` wrote."""
+    def read_json(self, name: str, *keys: str) -> Any:
+        """What `write_json` wrote; of an object with these keys at least, if any are named."""
         path = self.path / name
         if not path.is_file():
-            raise FileNotFoundError(f"needs {path}; got none; do run `momentax distill --output {self.path}` first")
+            raise FileNotFoundError(f"needs {path}; got none; run `{command('distill', self.path)}` first")
         try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"needs JSON in {path}; got {error}; do run the distillation again") from error
+            value = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"needs JSON in {path}; got {error}; run the distillation again with --overwrite"
+            ) from error
+        if keys and not (isinstance(value, dict) and set(keys) <= set(value)):
+            raise ValueError(
+                f"needs an object with {', '.join(keys)} in {path}; got {_shown(value)};"
+                " run the distillation again with --overwrite"
+            )
+        return value
 
     def remove(self, name: str) -> None:
         """Takes a file away, if it is there."""
@@ -91,3 +105,7 @@ class Folder:
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _shown(value: Any) -> str:
+    return f"one with {', '.join(value) or 'nothing'}" if isinstance(value, dict) else type(value).__name__

@@ -94,8 +94,8 @@ class Distill:
     """updates of the distillation from one Frechet distance of the student to the next; the best student is kept"""
     seed: int = 0
     """of everything"""
-    output: Path = Path("runs/digits")
-    """folder for weights, report and pictures"""
+    output: Path | None = None
+    """folder for weights, report and pictures; None is runs/ and the name of the data"""
     overwrite: bool = False
     """start anew, in place of the run that the folder holds; its teacher is kept"""
     resume: bool = False
@@ -110,6 +110,8 @@ class Draw:
 
     output: Path = Path("runs/digits")
     """folder of the run"""
+    to: Path | None = None
+    """folder for what is drawn or measured; None is the run's"""
     model: Literal["student", "student-best", "teacher"] = "student"
     """which of its networks"""
     k: int | None = None
@@ -145,9 +147,15 @@ class Run(Distill):
     learning_rate: float = 0.0
     auxiliary_rate: float = 1.0
     b1: float = 0.0
+    output: Path = Path("runs/digits")
 
 
 _OF_THE_PLACE = ("output", "overwrite", "resume", "checkpoint_every")
+
+
+def folder_of(config: Distill) -> Path:
+    """The folder of a run: the one that is named, or `runs/` and the data's name."""
+    return config.output or Path("runs", Path(config.data).stem)
 
 
 def as_json(config: Distill) -> dict[str, Any]:
@@ -158,7 +166,16 @@ def as_json(config: Distill) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> Run:
-    """What `as_json` told."""
+    """What `as_json` told.
+
+    Raises:
+        ValueError: for settings that this version does not know.
+    """
+    known = {field.name for field in dataclasses.fields(Run)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(
+            f"needs settings that this version knows; got {', '.join(unknown)}; use the one that wrote them"
+        )
     paths: dict[str, Any] = {"teacher": Path(values["teacher"])} if values.get("teacher") else {}
     return Run(**(values | paths))
 
