@@ -31,6 +31,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     result = momentax("distill", "--output", "run", *SHORT, cwd=root)
     assert result.returncode == 0, result.stderr
+    (root / "log").write_text(result.stderr)
     return root / "run"
 
 
@@ -55,6 +56,16 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     names = {path.name for path in finished.iterdir()}
     weights = {"teacher.eqx", "teacher.json", "student.eqx"}
     assert names == weights | {"report.json", "samples.png", "curves.png", "losses.jsonl"}
+
+
+def test_what_the_command_says_on_its_way_can_be_read_in_a_file(finished):
+    """Of each phase a line at least, with updates, rate, times and losses; nothing that is drawn over."""
+    lines = (finished.parent / "log").read_bytes().decode().split("\n")
+    assert lines.pop() == ""
+    shown = r"\w+: \d+ of \d+ updates, .* updates.*, [\d:]+ gone, ([\d:]+|\?) to go(, \w+=[-+.\de]+)*"
+    assert all(re.fullmatch(shown, line) for line in lines), lines
+    assert any(line.startswith("teacher: 40 of 40 updates, ") and ", teacher=" in line for line in lines)
+    assert any(line.startswith("alternating: 6 of 6 updates, ") and ", student=" in line for line in lines)
 
 
 def test_every_loss_is_on_record_and_the_report_is_of_these(finished):
@@ -220,7 +231,7 @@ def test_a_folder_without_a_run_is_told(command, tmp_path):
 def test_an_error_is_one_line_and_a_status(tmp_path):
     result = momentax("distill", "--k", "0", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "momentax: needs --k > 0 and finite; got 0; give a positive number\n"
+    assert result.stderr == "momentax: needs --k > 0; got 0; give a positive number\n"
 
 
 def test_a_teacher_of_other_data_is_refused(finished, tmp_path, monkeypatch):

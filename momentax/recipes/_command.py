@@ -24,7 +24,7 @@ from ._presets import check_enough, check_seed, resolved
 from ._program import command
 from ._refusal import refusal
 from ._report import compared, table
-from ._settings import Distill, Draw, Evaluate, Run, as_json, difference, folder_of
+from ._settings import Distill, Draw, Evaluate, Run, as_json, difference, folder_of, from_json
 from ._teacher import start
 from ._unfinished import check_same, resumed, unfinished
 
@@ -118,7 +118,7 @@ def _opened(config: Draw, samples: int) -> Iterator[tuple[Finished, Folder]]:
     with _telling(folder.path), Lock(folder.path) as lock:
         require("matplotlib.figure")
         check_seed(config.seed)
-        check_finished(config.output)
+        check_finished(Folder(config.output))
         finished = opened(config, samples)
         folder.create("--to")
         lock.take()
@@ -136,6 +136,7 @@ def _finished(folder: Folder, config: Run) -> bool:
     if config.overwrite or not folder.has("report.json"):
         return False
     report = folder.read_json("report.json", "configuration", "figures")
+    from_json(report["configuration"])
     differences = difference(as_json(config), report["configuration"])
     if differences:
         raise ValueError(

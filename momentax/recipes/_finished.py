@@ -1,7 +1,6 @@
 """A finished run, opened to draw from one of its networks."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -36,16 +35,14 @@ class Finished(NamedTuple):
         return draw(self.model, self.k, self.settings.schedule, self.kernel, self.dataset, self.samples, seed)
 
 
-def check_finished(output: Path) -> None:
+def check_finished(folder: Folder) -> None:
     """Demands a finished run in a folder, and tells which there are beside it."""
-    if (output / "report.json").is_file():
+    if folder.has("report.json"):
         return
-    begun = (output / "run.json").is_file()
-    found, first = ("an unfinished one", ["--resume"]) if begun else ("none", [])
-    others = sorted(str(path.parent) for path in output.parent.glob("*/report.json"))
-    there = f", or name one that there is by --output: {', '.join(others)}" if others else ""
+    found, first = ("an unfinished one", ["--resume"]) if folder.has("run.json") else ("none", [])
     raise FileNotFoundError(
-        f"needs a finished run in {output}; got {found}; run `{command('distill', output, *first)}` first{there}"
+        f"needs a finished run in {folder.path}; got {found}; run `{command('distill', folder.path, *first)}` first,"
+        f" or name the --output of another one{folder.beside('report.json')}"
     )
 
 
@@ -53,6 +50,10 @@ def opened(config: Draw, samples: int) -> Finished:
     """The run in the folder and the network that is asked for; so many samples where nothing is said of them."""
     folder = Folder(config.output)
     settings = from_json(folder.read_json("report.json", "configuration")["configuration"])
+    if config.model == "student-best" and not folder.has("student-best.eqx"):
+        raise FileNotFoundError(
+            f"needs a best student in {folder.path}; got none; use --model student, or distil with --evaluate-every"
+        )
     kernel, data = _kernel(config, settings), load(settings.data)
     _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), data)
     count = samples if config.samples is None else config.samples
@@ -70,6 +71,8 @@ def _kernel(config: Draw, settings: Run) -> Kernel:
         raise ValueError(
             f"needs --kernel or --noise; got both, {config.kernel} and {config.noise}; do drop one: noise is a kernel"
         )
+    if config.noise is not None and not 0 <= config.noise <= 1:
+        raise ValueError(f"needs 0 <= --noise <= 1; got {config.noise}; choose one inside: 0 is the posterior")
     if config.noise is not None:
         return mm.noisier(config.noise)
     return KERNELS[config.kernel or ("posterior" if config.model == "teacher" else settings.kernel)]

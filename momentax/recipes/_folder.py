@@ -44,14 +44,19 @@ class Folder:
             value = json.loads(path.read_bytes())
         except ValueError as error:
             raise ValueError(
-                f"needs JSON in {path}; got {error}; run the distillation again with --overwrite"
+                f"needs JSON in {path}; got {error}; delete the file and run the distillation again"
             ) from error
         if keys and not (isinstance(value, dict) and set(keys) <= set(value)):
             raise ValueError(
                 f"needs an object with {', '.join(keys)} in {path}; got {_shown(value)};"
-                " run the distillation again with --overwrite"
+                " delete the file and run the distillation again"
             )
         return value
+
+    def beside(self, name: str) -> str:
+        """Which folders beside this one have such a file, for an error that asks for another one; empty for none."""
+        others = sorted(str(path.parent) for path in self.path.parent.glob(f"*/{name}"))
+        return f": {', '.join(others)}" if others else ""
 
     def remove(self, name: str) -> None:
         """Takes a file away, if it is there."""

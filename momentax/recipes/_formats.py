@@ -82,7 +82,7 @@ def read_tar(raw: bytes, wanted: Callable[[str], bool]) -> dict[str, bytes]:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Every array of an NPZ file by name; objects, which could run code, are refused."""
     if not path.is_file():
-        raise FileNotFoundError(f"needs an NPZ file; got nothing at {path}; do check the path")
+        raise FileNotFoundError(f"needs an NPZ file; got no file at {path}; check the path")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name]) for name in arrays.files}

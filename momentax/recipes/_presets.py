@@ -131,7 +131,8 @@ def check_positive(**options: int | float) -> None:
     """Demands finite options above zero, and says which is not."""
     for name, value in options.items():
         if not 0 < value < math.inf:
-            raise ValueError(f"needs {flag(name)} > 0 and finite; got {value}; give a positive number")
+            finite = " and finite" if value == math.inf else ""
+            raise ValueError(f"needs {flag(name)} > 0{finite}; got {value}; give a positive number")
 
 
 def check_seed(seed: int) -> None:

@@ -1,6 +1,7 @@
 """What a distillation is told."""
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -165,19 +166,28 @@ def as_json(config: Distill) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in _OF_THE_PLACE}
 
 
-def from_json(values: dict[str, Any]) -> Run:
+def from_json(values: Any) -> Run:
     """What `as_json` told.
 
     Raises:
-        ValueError: for settings that this version does not know.
+        ValueError: for settings that this version does not know, and values that they cannot have.
     """
-    known = {field.name for field in dataclasses.fields(Run)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(
-            f"needs settings that this version knows; got {', '.join(unknown)}; use the one that wrote them"
-        )
+    hints, told = typing.get_type_hints(Run), values if isinstance(values, dict) else {"configuration": values}
+    wrong = [name for name in told if name not in hints or not _fits(told[name], hints[name])]
+    if wrong:
+        got = ", ".join(f"{name} {told[name]!r}" for name in wrong)
+        raise ValueError(f"needs settings that this version knows; got {got}; use the version that wrote them")
     paths: dict[str, Any] = {"teacher": Path(values["teacher"])} if values.get("teacher") else {}
     return Run(**(values | paths))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a setting's type."""
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_args(hint):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    return isinstance(value, {float: (float, int), Path: str}.get(hint, hint))
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -16,7 +16,11 @@ _KEYS = ("configuration", "data", "checkpoint_every", "phases")
 
 def unfinished(folder: Folder) -> dict[str, Any] | None:
     """What `begin` wrote and `completed` added to, if there is any."""
-    return folder.read_json(_FILE, *_KEYS) if folder.has(_FILE) else None
+    if not folder.has(_FILE):
+        return None
+    run = folder.read_json(_FILE, *_KEYS)
+    from_json(run["configuration"])
+    return run
 
 
 def begin(folder: Folder, config: Run, dataset: Dataset) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def resumed(folder: Folder, run: dict[str, Any] | None, config: Distill, argumen
     if run is None:
         raise ValueError(
             f"needs an unfinished run in {folder.path} to --resume; got {_instead(folder)};"
-            " do drop --resume, or name the run's own --output"
+            f" drop --resume, or name the --output of the run{folder.beside(_FILE)}"
         )
     stored = from_json(run["configuration"])
     names = [field.name for field in dataclasses.fields(Distill)]
