@@ -1,10 +1,12 @@
 """The command line, as a stranger uses it: a whole run on real data, and everything that can be asked wrongly."""
 
+import errno
 import json
 import pathlib
 import re
 import shutil
 import signal
+import tempfile
 from typing import Any, cast
 
 import jax
@@ -16,6 +18,7 @@ from commands import momentax, stopped, told
 import momentax as mm
 from momentax import checkpoint
 from momentax.recipes._data import Dataset, load
+from momentax.recipes._finished import Finished
 from momentax.recipes._folder import Folder
 from momentax.recipes._plots import plot_samples
 from momentax.recipes._presets import resolved
@@ -120,6 +123,53 @@ def test_samples_are_drawn_again_alike_and_evaluated(finished):
         (finished / name).unlink()
 
 
+def drawing_nothing(finished, monkeypatch, *arguments: Any) -> str:
+    """What a command says that ends before it draws."""
+    monkeypatch.setattr(Finished, "drawn", lambda self, seed: pytest.fail("drawn"))
+    return told(*arguments, "--output", finished)
+
+
+WRONG_DRAWS = {
+    "seed": (["--seed", "-1"], "needs 0 <= --seed < "),
+    "no steps": (["--k", "0"], "needs --k > 0; got 0"),
+    "no samples": (["--samples", "0"], "needs --samples > 0; got 0"),
+    "noise": (["--noise", "2"], "needs 0 <= --noise <= 1; got 2.0"),
+    "noise that is no number": (["--noise", "nan"], "needs 0 <= --noise <= 1; got nan"),
+    "no best student": (["--model", "student-best"], "use --model student, or distil with --evaluate-every"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DRAWS)
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_what_cannot_be_drawn_is_told(command, name, finished, monkeypatch):
+    arguments, words = WRONG_DRAWS[name]
+    assert words in drawing_nothing(finished, monkeypatch, command, *arguments)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_where_nothing_may_be_written_nothing_is_drawn(command, finished, monkeypatch, tmp_path):
+    """A run that is read only is told, with the flag that names another folder; so is one that is a file."""
+
+    def refused(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "file").touch()
+    below = drawing_nothing(finished, monkeypatch, command, "--to", tmp_path / "file" / "x")
+    assert "(Not a directory); name another by --to" in below
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    words = drawing_nothing(finished, monkeypatch, command)
+    assert f"needs a folder it may write to; got {finished} (Read-only file system); name another by --to" in words
+
+
+def test_what_is_drawn_of_a_run_may_be_put_elsewhere(finished, tmp_path):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    result = momentax("sample", "--output", finished, "--samples", "8", "--to", "drawn/here", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "drawn/here/drawn.npz" in result.stdout
+    assert {path.name for path in (tmp_path / "drawn" / "here").iterdir()} == {"drawn.npz", "drawn.png"}
+    assert before == {path.name: path.read_bytes() for path in finished.iterdir()}
+
+
 PIPELINE = pathlib.Path(__file__).parent / "diffusers" / "ddpm-pipeline"
 IMPORTED = ["--teacher", "teacher", "--updates", "4", "--batch", "16", "--samples", "32", "--k", "2"]
 
@@ -158,6 +208,10 @@ WRONG_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "trained too": ({"teacher": "teacher", "teacher_updates": 5}, "needs --teacher or --teacher-updates"),
     "network too": ({"teacher": "teacher", "network": "mlp"}, "needs --teacher or --network"),
     "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with --teacher-predicts"),
+    "colours": (
+        {"teacher": "teacher", "data": "rgb.npz"},
+        "got rgb, where UNet needs one image of shape (1, h, w); got",
+    ),
     "images of another size": ({"teacher": "teacher", "data": "odd.npz"}, "needs a teacher of the data's images"),
     "data without labels": ({"teacher": "teacher", "data": "plain.npz"}, "needs labels for a class-conditional"),
     "more classes": ({"teacher": "teacher", "data": "many.npz"}, "needs a teacher of 12 labels"),
@@ -178,12 +232,14 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(name, tm
     for file, classes, side in (("odd", 10, 9), ("plain", None, 8), ("many", 12, 8), ("eleven", 11, 8)):
         labels: dict[str, Any] = {} if classes is None else {"y": np.arange(24) % classes}
         np.savez(tmp_path / f"{file}.npz", x=np.zeros((24, side, side, 1), np.uint8), **labels)
+    np.savez(tmp_path / "rgb.npz", x=np.zeros((24, 8, 8, 3), np.uint8), y=np.arange(24) % 10)
     monkeypatch.chdir(tmp_path)
     options, words = WRONG_TEACHERS[name]
     given = {name: pathlib.Path(value) if name == "teacher" else value for name, value in options.items()}
     config = Distill(output=tmp_path / "run", **cast(Any, given))
-    with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}"):
+    with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}") as error:
         resolved(*start(Folder(tmp_path / "run"), config, load(config.data))[:2])
+    assert "vmap" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -197,6 +253,12 @@ WRONG = {
     "missing file": (["--data", "none.npz"], "none.npz"),
     "no steps": (["--k", "0"], "needs --k > 0"),
     "negative rate": (["--learning-rate", "-1"], "needs --learning-rate > 0"),
+    "endless rate": (["--learning-rate", "inf"], "needs --learning-rate > 0 and finite; got inf"),
+    "rate that is no number": (["--learning-rate", "nan"], "needs --learning-rate > 0; got nan"),
+    "negative seed": (["--seed", "-1"], "needs 0 <= --seed < "),
+    "large seed": (["--seed", "99999999999"], "needs 0 <= --seed < "),
+    "guidance that is no number": (["--guidance", "nan"], "needs --guidance >= 0 and finite; got nan"),
+    "negative guidance": (["--guidance", "-1"], "needs --guidance >= 0 and finite; got -1"),
     "first moment": (["--b1", "1"], "needs 0 <= --b1 < 1"),
     "no auxiliary": (["--algorithm", "instant", "--auxiliary-rate", "4"], "needs an auxiliary for --auxiliary-rate"),
     "still auxiliary": (["--auxiliary-rate", "0"], "needs --auxiliary-rate > 0"),

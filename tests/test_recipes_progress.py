@@ -54,9 +54,10 @@ def test_parts_that_take_their_time_are_in_a_log_file(capsys, monkeypatch):
 
 
 def test_a_terminal_has_a_bar_that_moves_in_its_line(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
     trained()
-    written = sys.stderr.getvalue()
+    written = terminal.getvalue()
     assert written.count("\n") == 1
     assert "\r" in written
     assert "6/6" in written

@@ -182,15 +182,18 @@ def _appearing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        _flush(temporary)
+        _flush(temporary, os.O_RDWR)
         temporary.replace(path)
-        _flush(path.parent)
+        # Windows opens no folder: there a file's name is as lasting as the system makes it.
+        if os.name != "nt":
+            _flush(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path, mode: int) -> None:
+    """To the disk; Windows flushes only what is open for writing."""
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:

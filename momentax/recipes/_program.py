@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def program() -> str:
-    """`momentax`, or where it lies if the shell would not find it, or another one."""
+    """`momentax`, or where it lies if the shell would find none, or another one."""
     called, found = sys.argv[0], shutil.which("momentax")
-    if not os.path.isfile(called) or (found and os.path.samefile(found, called)):
+    if Path(called).stem != "momentax" or (found and os.path.samefile(found, called)):
         return "momentax"
     return shlex.quote(called)
 
