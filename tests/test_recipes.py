@@ -19,12 +19,14 @@ import momentax as mm
 from momentax import checkpoint
 from momentax.recipes._data import Dataset, load
 from momentax.recipes._finished import Finished
-from momentax.recipes._folder import Folder
+from momentax.recipes._folder import Folder, _serialised
 from momentax.recipes._plots import plot_samples
 from momentax.recipes._presets import resolved
+from momentax.recipes._refusal import refusal
 from momentax.recipes._settings import Distill
 from momentax.recipes._teacher import network, record_of, start
 
+DIGIT = Dataset("zeros", np.zeros((20, 1, 8, 8), np.float32), None, 0, "made up")
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
 
 
@@ -126,7 +128,8 @@ def test_samples_are_drawn_again_alike_and_evaluated(finished):
 def drawing_nothing(finished, monkeypatch, *arguments: Any) -> str:
     """What a command says that ends before it draws."""
     monkeypatch.setattr(Finished, "drawn", lambda self, seed: pytest.fail("drawn"))
-    return told(*arguments, "--output", finished)
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        return told(*arguments, "--output", finished)
 
 
 WRONG_DRAWS = {
@@ -427,6 +430,16 @@ def test_images_of_any_number_of_channels_have_a_picture(channels, tmp_path):
     rows = {"one": np.zeros((20, channels, 8, 8), np.float32), "another": np.ones((5, channels, 8, 8), np.float32)}
     plot_samples(Folder(tmp_path), "rows.png", rows)
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_disk_that_is_full_while_weights_are_written_is_told():
+    """The system's own word, of however many of Equinox's errors it is the cause."""
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match=r"No space left|requested and") as error,
+    ):
+        _serialised(full, {"net": [network(DIGIT, jax.random.key(0))]})
+    assert str(refusal(error.value)).startswith("needs a file system that takes and gives its files; got ")
 
 
 def test_a_file_that_could_not_be_filled_leaves_the_old_one(tmp_path):

@@ -75,13 +75,13 @@ class Folder:
             return eqx.tree_deserialise_leaves(path, like)
         except (ValueError, RuntimeError, EOFError, TypeError) as error:
             raise ValueError(
-                f"needs whole weights of this network in {path}; got {type(error).__name__};"
-                " do delete the file and train again"
+                f"needs whole weights of this network in {path}; got a file that is damaged, or of another network;"
+                " delete it and train again"
             ) from error
 
     def write_weights(self, name: str, module: Any) -> None:
         """Every array of an Equinox module."""
-        self.write(name, lambda file: eqx.tree_serialise_leaves(file, module))
+        self.write(name, lambda file: _serialised(file, module))
 
     def copy(self, name: str, files: dict[str, Path]) -> None:
         """A folder of copies, by their paths in it; whole or absent."""
@@ -110,6 +110,16 @@ class Folder:
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _serialised(file: IO[bytes], module: Any) -> None:
+    try:
+        eqx.tree_serialise_leaves(file, module)
+    except RuntimeError as error:
+        # Of a leaf in a part in a module, each with the next as its cause; at the end is what the system said.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        raise error from None
 
 
 def _shown(value: Any) -> str:

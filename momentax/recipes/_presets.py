@@ -133,6 +133,8 @@ def check_positive(**options: int | float) -> None:
         if not 0 < value < math.inf:
             finite = " and finite" if value == math.inf else ""
             raise ValueError(f"needs {flag(name)} > 0{finite}; got {value}; give a positive number")
+        if isinstance(value, int) and value >= 2**31:
+            raise ValueError(f"needs {flag(name)} < 2**31; got {value}; give a smaller number")
 
 
 def check_seed(seed: int) -> None:

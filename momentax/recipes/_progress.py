@@ -43,11 +43,16 @@ class Progress:
 
 
 class _Lines:
-    """What a bar draws again and again, as lines of a log file."""
+    """What a bar draws again and again, as lines of a log file, none of them twice."""
+
+    def __init__(self):
+        self._last = ""
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        line = text.strip()
+        if line not in ("", self._last):
             print(line, file=sys.stderr)
+            self._last = line
 
     def flush(self) -> None:
         sys.stderr.flush()

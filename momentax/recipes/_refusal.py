@@ -16,13 +16,14 @@ def refusal(error: Exception) -> str | None:
     system refuses; and a want of memory. An error that Python or another library raises within our code is a bug: what
     was asked should have been refused before.
     """
-    if isinstance(error, _TYPES) and _raised_here(error):
+    raised_here = _raised_here(error)
+    if isinstance(error, OSError) and (error.errno is not None or not raised_here):
+        return f"needs a file system that takes and gives its files; got {error}; mend the path, its rights or its room"
+    if isinstance(error, _TYPES) and raised_here:
         return str(error)
     if isinstance(error, MemoryError) or _is_out_of_memory(error):
         said = str(error).partition("\n")[0] or type(error).__name__
         return f"needs more memory; got {said}; use a smaller --batch or --samples, or more --micro-batches"
-    if isinstance(error, OSError):
-        return f"needs a file system that takes and gives its files; got {error}; mend the path, its rights or its room"
     return None
 
 
