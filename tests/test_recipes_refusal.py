@@ -1,6 +1,7 @@
 """What whoever called can mend is told in a line; a bug keeps its traceback; without extras there is a way on."""
 
 import errno
+import json
 import os
 import pathlib
 import subprocess
@@ -57,6 +58,7 @@ BUGS: dict[str, tuple[Callable[[], Any], type[Exception]]] = {
     "a lookup": (lambda: {}["key"], KeyError),
     "an attribute": (lambda: object().data, AttributeError),  # type: ignore[attr-defined]
     "another library's": (lambda: jnp.zeros(3) + jnp.zeros(4), TypeError),
+    "another library's own, by a `raise`": (lambda: json.loads("x"), ValueError),
     "Python's own, in a line of ours": (lambda: _diagnosis._of_players(*[None] * 6), TypeError),
     "of another's words": (lambda: int("needs x; got y; use z"), ValueError),
 }
