@@ -397,9 +397,10 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_comes_to_the_same_bits
 
 
 @pytest.mark.slow
-def test_a_rate_that_is_far_too_high_stops_with_the_log_snrs(finished, tmp_path):
+@pytest.mark.parametrize("algorithm", ["alternating", "joint"])
+def test_a_rate_that_is_far_too_high_stops_with_the_log_snrs(algorithm, finished, tmp_path):
     folder = copied(finished, tmp_path / "run")
-    command = ["--updates", "100", "--batch", "16", "--learning-rate", "1e30"]
+    command = ["--updates", "100", "--batch", "16", "--learning-rate", "1e30", "--algorithm", algorithm]
     result = momentax("distill", "--output", "run", *command, cwd=tmp_path)
     assert result.returncode == 1
     assert re.search(
