@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._contract import check_batch, check_even, check_key
 from ._judge import AbstractLoss, weighted_error
+from ._losses import _Joint
 from ._rollout import fitted
 
 Verdict = tuple[Float[Array, "*examples"], Bool[Array, "*examples"]]
@@ -33,7 +34,8 @@ def nonfinite_logsnr(
     the value and in the gradient after the other, on one device and in the memory of one example. What counts is the
     log-SNR of an example's first failure: that of $z_t$, where its data, the student's prediction or only its
     derivative is not finite; that of $z_s$, for a teacher, an auxiliary, a weight, their product, for an even example's
-    part in nu = $\Lambda\nabla L$. An odd example of `instant` is asked with the entries of nu that are finite.
+    part in nu = $\Lambda\nabla L$. Of `joint_loss` the student is asked before the auxiliary. An odd example of
+    `instant` is asked with the entries of nu that are finite.
 
     Args:
         loss: one of this library's; over an axis, with the whole batch.
@@ -69,26 +71,37 @@ def _verdicts(loss, model, x, key, cond, filter_spec):
         def share(model):
             return settled.part(first, n)(model, x_part, key, cond_part) * (size / n)
 
-        finite = _all_finite(*_value_and_grad(share, model, filter_spec))
-        of_part = _of_pair if pairs else _of_example
-        return of_part(loss.part(first, n), finite, model, x_part, key, cond_part)
+        of_part = _of_pair if pairs else _of_players if isinstance(loss, _Joint) else _of_example
+        found = _value_and_grad(share, model, filter_spec)
+        return of_part(loss.part(first, n), found, model, x_part, key, cond_part)
 
     return lax.map(examine, jnp.arange(0, n, size, dtype=jnp.int32))
 
 
-def _of_example(loss, finite, model, x, key, cond) -> Verdict:
-    value, grads = finite
+def _of_example(loss, found, model, x, key, cond) -> Verdict:
+    value, grads = _all_finite(*found)
     if not hasattr(loss, "teacher"):
         at = fitted(loss.draws, model)(x, key, cond).logsnr[0]
         return _first((value, at), (grads, at))
-    student = getattr(loss, "student", model)
-    draw, given = (loss.draws(player, x, key, cond) for player in (student, _Witness()))
-    s, t = draw.logsnr[0], given.x.ravel()[0]
-    (seen,) = _all_finite((x, draw.x))
+    seen, t, s = _shown(loss, getattr(loss, "student", model), x, key, cond)
     return _first((seen, t), (value, s), (grads, s if hasattr(loss, "student") else t))
 
 
-def _of_pair(loss, finite, model, x, key, cond) -> Verdict:
+def _of_players(loss, found, model, x, key, cond) -> Verdict:
+    """Of a student, whose gradient is taken at z_t, and an auxiliary, whose gradient is taken at z_s."""
+    value, of_student, of_aux = _all_finite(found[0], *found[1])
+    seen, t, s = _shown(loss, model[0], x, key, cond)
+    return _first((seen, t), (value, s), (of_student, t), (of_aux, s))
+
+
+def _shown(loss, student, x, key, cond) -> tuple[Any, Any, Any]:
+    """Whether data and the student's prediction are finite, and the log-SNRs of z_t and z_s."""
+    draw, given = (loss.draws(player, x, key, cond) for player in (student, _Witness()))
+    (seen,) = _all_finite((x, draw.x))
+    return seen, given.x.ravel()[0], draw.logsnr[0]
+
+
+def _of_pair(loss, found, model, x, key, cond) -> Verdict:
     def seen(odd):
         draw, given = (loss.half(player, x, key, cond, odd=odd) for player in (model, _Witness()))
         return draw, *_all_finite((x[int(odd)], draw.x)), given.x.ravel()[0]
@@ -96,7 +109,7 @@ def _of_pair(loss, finite, model, x, key, cond) -> Verdict:
     (even, even_x, t_even), (odd, odd_x, t_odd) = seen(False), seen(True)
     error = weighted_error(loss.weight, loss.divergence, loss.teacher, even)
     nu = loss.preconditioned(loss.gradient(model, x, key, cond))
-    (value, grads), (of_nu,) = finite, _all_finite((error, nu))
+    (value, grads), (of_nu,) = _all_finite(*found), _all_finite((error, nu))
     of_even = _first((even_x, t_even), (of_nu, even.logsnr[0]))
     of_odd = _first((odd_x, t_odd), (value, odd.logsnr[0]), (grads, t_odd))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), of_even, of_odd)

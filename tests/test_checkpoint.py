@@ -311,5 +311,6 @@ def test_a_missing_step_is_told_with_those_there_are(tmp_path):
 def test_without_orbax_the_package_to_install_is_named():
     code = "import sys; sys.modules['orbax'] = None; import momentax; from momentax import checkpoint"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    message = 'needs the Python package that provides orbax; got none; do: pip install "momentax[checkpoint]"'
-    assert result.stderr.splitlines()[-1] == f"ImportError: {message}"
+    message = 'got none; run `pip install ".[checkpoint]"` in a clone of momentax'
+    told = f"ModuleNotFoundError: needs the Python package that provides orbax; {message}"
+    assert result.stderr.splitlines()[-1] == told

@@ -18,7 +18,7 @@ KEY = jax.random.key(3)
 X = jax.random.normal(jax.random.key(1), (8, 3), jnp.float64)
 COND = jnp.zeros((8, 3))
 ROLLOUT = mm.Rollout(mm.CosineSchedule(), k=4)
-NAMES = ["denoising", "student", "aux", "instant"]
+NAMES = ["denoising", "student", "aux", "joint", "instant"]
 
 
 class Faulty(eqx.Module):
@@ -64,6 +64,8 @@ def made(name: str, axis: str | None = None, limit: float = 99.0, scale: Any = 1
         moving = eqx.filter(teacher, eqx.is_inexact_array)
         precond = mm.Diagonal(jax.tree.map(lambda leaf: jnp.full_like(leaf, scale), moving))
         return mm.instant(teacher, precond, rollout=rollout, weight=weight), student
+    if name == "joint":
+        return mm.joint_loss(teacher, rollout=rollout, weight=weight), (student, aux)
     if name == "student":
         return mm.student_loss(teacher, aux, rollout=rollout, weight=weight), student
     return mm.aux_loss(teacher, student, rollout=rollout, weight=weight), aux
@@ -113,14 +115,14 @@ def test_a_teacher_that_breaks_above_a_log_snr_is_told_by_the_range_of_what_it_w
     assert mm.nonfinite_logsnr(loss, model, X, KEY, COND) is None
 
 
-@pytest.mark.parametrize("name", ["student", "aux", "instant"])
+@pytest.mark.parametrize("name", ["student", "aux", "joint", "instant"])
 def test_a_student_that_breaks_is_told_by_its_own_log_snrs(name):
     """Those of z_t, though teacher and auxiliary see its NaN at z_s."""
     t, _, _ = DRAWN[name]
     assert_told(made(name, student=faulty(1, silent=1.0)), t[t > 1])
 
 
-@pytest.mark.parametrize("name", ["student", "aux"])
+@pytest.mark.parametrize("name", ["student", "aux", "joint"])
 def test_an_auxiliary_that_breaks_is_told_too(name):
     _, s, _ = DRAWN[name]
     assert_told(made(name, aux=faulty(2, silent=1.0)), s[s > 1])
@@ -141,8 +143,13 @@ def test_a_derivative_that_is_not_finite_is_told_though_every_value_is(name):
     t, s, _ = DRAWN[name]
     player = {"denoising": "teacher", "aux": "aux"}.get(name, "student")
     moving: Any = {player: faulty(0, steep=-1.0)}
-    shown = {"denoising": s, "aux": s, "student": t, "instant": t[1::2]}[name]
+    shown = {"denoising": s, "aux": s, "student": t, "joint": t, "instant": t[1::2]}[name]
     assert_told(made(name, **moving), shown[shown > -1])
+
+
+def test_a_derivative_of_the_auxiliary_alone_is_told_at_what_it_was_shown():
+    s = DRAWN["joint"][1]
+    assert_told(made("joint", aux=faulty(2, steep=-1.0)), s[s > -1])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -250,7 +250,8 @@ def test_importing_needs_no_package_and_calling_says_which(path):
     code += "for call in (lambda: i.save_safetensors('x', {}), lambda: i.load_safetensors('x', {})):\n"
     code += "    try: call()\n    except ImportError as error: print(error)\n"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=path.parent)
-    told = "needs the package safetensors; got none; do: pip install 'momentax[interop]'"
+    told = 'needs the Python package that provides safetensors; got none; run `pip install ".[interop]"`'
+    told += " in a clone of momentax"
     assert result.stdout.splitlines() == [told, told]
     assert list(path.parent.iterdir()) == []
 

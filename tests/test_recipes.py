@@ -1,10 +1,12 @@
 """The command line, as a stranger uses it: a whole run on real data, and everything that can be asked wrongly."""
 
+import errno
 import json
 import pathlib
 import re
 import shutil
 import signal
+import tempfile
 from typing import Any, cast
 
 import jax
@@ -16,12 +18,15 @@ from commands import momentax, stopped, told
 import momentax as mm
 from momentax import checkpoint
 from momentax.recipes._data import Dataset, load
-from momentax.recipes._folder import Folder
+from momentax.recipes._finished import Finished
+from momentax.recipes._folder import Folder, _serialised
 from momentax.recipes._plots import plot_samples
 from momentax.recipes._presets import resolved
+from momentax.recipes._refusal import refusal
 from momentax.recipes._settings import Distill
 from momentax.recipes._teacher import network, record_of, start
 
+DIGIT = Dataset("zeros", np.zeros((20, 1, 8, 8), np.float32), None, 0, "made up")
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
 
 
@@ -31,6 +36,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     result = momentax("distill", "--output", "run", *SHORT, cwd=root)
     assert result.returncode == 0, result.stderr
+    (root / "log").write_text(result.stderr)
     return root / "run"
 
 
@@ -55,6 +61,16 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     names = {path.name for path in finished.iterdir()}
     weights = {"teacher.eqx", "teacher.json", "student.eqx"}
     assert names == weights | {"report.json", "samples.png", "curves.png", "losses.jsonl"}
+
+
+def test_what_the_command_says_on_its_way_can_be_read_in_a_file(finished):
+    """Of each phase a line at least, with updates, rate, times and losses; nothing that is drawn over."""
+    lines = (finished.parent / "log").read_bytes().decode().split("\n")
+    assert lines.pop() == ""
+    shown = r"\w+: \d+ of \d+ updates, .* updates.*, [\d:]+ gone, ([\d:]+|\?) to go(, \w+=[-+.\de]+)*"
+    assert all(re.fullmatch(shown, line) for line in lines), lines
+    assert any(line.startswith("teacher: 40 of 40 updates, ") and ", teacher=" in line for line in lines)
+    assert any(line.startswith("alternating: 6 of 6 updates, ") and ", student=" in line for line in lines)
 
 
 def test_every_loss_is_on_record_and_the_report_is_of_these(finished):
@@ -109,6 +125,54 @@ def test_samples_are_drawn_again_alike_and_evaluated(finished):
         (finished / name).unlink()
 
 
+def drawing_nothing(finished, monkeypatch, *arguments: Any) -> str:
+    """What a command says that ends before it draws."""
+    monkeypatch.setattr(Finished, "drawn", lambda self, seed: pytest.fail("drawn"))
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        return told(*arguments, "--output", finished)
+
+
+WRONG_DRAWS = {
+    "seed": (["--seed", "-1"], "needs 0 <= --seed < "),
+    "no steps": (["--k", "0"], "needs --k > 0; got 0"),
+    "no samples": (["--samples", "0"], "needs --samples > 0; got 0"),
+    "noise": (["--noise", "2"], "needs 0 <= --noise <= 1; got 2.0"),
+    "noise that is no number": (["--noise", "nan"], "needs 0 <= --noise <= 1; got nan"),
+    "no best student": (["--model", "student-best"], "use --model student, or distil with --evaluate-every"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DRAWS)
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_what_cannot_be_drawn_is_told(command, name, finished, monkeypatch):
+    arguments, words = WRONG_DRAWS[name]
+    assert words in drawing_nothing(finished, monkeypatch, command, *arguments)
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_where_nothing_may_be_written_nothing_is_drawn(command, finished, monkeypatch, tmp_path):
+    """A run that is read only is told, with the flag that names another folder; so is one that is a file."""
+
+    def refused(**options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "file").touch()
+    below = drawing_nothing(finished, monkeypatch, command, "--to", tmp_path / "file" / "x")
+    assert "(Not a directory); name another by --to" in below
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    words = drawing_nothing(finished, monkeypatch, command)
+    assert f"needs a folder it may write to; got {finished} (Read-only file system); name another by --to" in words
+
+
+def test_what_is_drawn_of_a_run_may_be_put_elsewhere(finished, tmp_path):
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    result = momentax("sample", "--output", finished, "--samples", "8", "--to", "drawn/here", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "drawn/here/drawn.npz" in result.stdout
+    assert {path.name for path in (tmp_path / "drawn" / "here").iterdir()} == {"drawn.npz", "drawn.png"}
+    assert before == {path.name: path.read_bytes() for path in finished.iterdir()}
+
+
 PIPELINE = pathlib.Path(__file__).parent / "diffusers" / "ddpm-pipeline"
 IMPORTED = ["--teacher", "teacher", "--updates", "4", "--batch", "16", "--samples", "32", "--k", "2"]
 
@@ -147,6 +211,10 @@ WRONG_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "trained too": ({"teacher": "teacher", "teacher_updates": 5}, "needs --teacher or --teacher-updates"),
     "network too": ({"teacher": "teacher", "network": "mlp"}, "needs --teacher or --network"),
     "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with --teacher-predicts"),
+    "colours": (
+        {"teacher": "teacher", "data": "rgb.npz"},
+        "got rgb, where UNet needs one image of shape (1, h, w); got",
+    ),
     "images of another size": ({"teacher": "teacher", "data": "odd.npz"}, "needs a teacher of the data's images"),
     "data without labels": ({"teacher": "teacher", "data": "plain.npz"}, "needs labels for a class-conditional"),
     "more classes": ({"teacher": "teacher", "data": "many.npz"}, "needs a teacher of 12 labels"),
@@ -167,13 +235,15 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(name, tm
     for file, classes, side in (("odd", 10, 9), ("plain", None, 8), ("many", 12, 8), ("eleven", 11, 8)):
         labels: dict[str, Any] = {} if classes is None else {"y": np.arange(24) % classes}
         np.savez(tmp_path / f"{file}.npz", x=np.zeros((24, side, side, 1), np.uint8), **labels)
+    np.savez(tmp_path / "rgb.npz", x=np.zeros((24, 8, 8, 3), np.uint8), y=np.arange(24) % 10)
     monkeypatch.chdir(tmp_path)
     options, words = WRONG_TEACHERS[name]
     given = {name: pathlib.Path(value) if name == "teacher" else value for name, value in options.items()}
     config = Distill(output=tmp_path / "run", **cast(Any, given))
-    with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}"):
-        resolved(*start(Folder(config.output), config, load(config.data))[:2])
-    assert not config.output.exists()
+    with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}") as error:
+        resolved(*start(Folder(tmp_path / "run"), config, load(config.data))[:2])
+    assert "vmap" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_teacher_in_the_folder_is_refused(finished, tmp_path):
@@ -186,6 +256,12 @@ WRONG = {
     "missing file": (["--data", "none.npz"], "none.npz"),
     "no steps": (["--k", "0"], "needs --k > 0"),
     "negative rate": (["--learning-rate", "-1"], "needs --learning-rate > 0"),
+    "endless rate": (["--learning-rate", "inf"], "needs --learning-rate > 0 and finite; got inf"),
+    "rate that is no number": (["--learning-rate", "nan"], "needs --learning-rate > 0; got nan"),
+    "negative seed": (["--seed", "-1"], "needs 0 <= --seed < "),
+    "large seed": (["--seed", "99999999999"], "needs 0 <= --seed < "),
+    "guidance that is no number": (["--guidance", "nan"], "needs --guidance >= 0 and finite; got nan"),
+    "negative guidance": (["--guidance", "-1"], "needs --guidance >= 0 and finite; got -1"),
     "first moment": (["--b1", "1"], "needs 0 <= --b1 < 1"),
     "no auxiliary": (["--algorithm", "instant", "--auxiliary-rate", "4"], "needs an auxiliary for --auxiliary-rate"),
     "still auxiliary": (["--auxiliary-rate", "0"], "needs --auxiliary-rate > 0"),
@@ -214,13 +290,13 @@ def test_what_is_asked_wrongly_is_told_in_a_line_before_anything_is_written(name
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_a_folder_without_a_run_is_told(command, tmp_path):
     nothing = tmp_path / "nothing"
-    assert f"do run `momentax distill --output {nothing}` first" in told(command, "--output", nothing)
+    assert f"run `momentax distill --output {nothing}` first" in told(command, "--output", nothing)
 
 
 def test_an_error_is_one_line_and_a_status(tmp_path):
     result = momentax("distill", "--k", "0", cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "momentax: needs --k > 0; got 0; do give a positive number\n"
+    assert result.stderr == "momentax: needs --k > 0; got 0; give a positive number\n"
 
 
 def test_a_teacher_of_other_data_is_refused(finished, tmp_path, monkeypatch):
@@ -275,7 +351,7 @@ def test_a_signal_ends_cleanly_and_says_how_to_go_on(number, status, finished, t
     returned, _, error = stopped(number, begun.is_file, "distill", "--output", "run", cwd=tmp_path)
     assert returned == status
     kept = ["checkpoints", "losses.jsonl", "run.json", "teacher.eqx", "teacher.json"]
-    assert f"interrupted; run keeps {', '.join(kept)}; do go on with: momentax distill --resume --output run" in error
+    assert f"interrupted; run keeps {', '.join(kept)}; go on with: momentax distill --resume --output run" in error
     assert "Traceback" not in error
     assert sorted(path.name for path in folder.iterdir()) == kept
 
@@ -321,9 +397,10 @@ def test_a_run_that_is_killed_and_stopped_again_and_again_comes_to_the_same_bits
 
 
 @pytest.mark.slow
-def test_a_rate_that_is_far_too_high_stops_with_the_log_snrs(finished, tmp_path):
+@pytest.mark.parametrize("algorithm", ["alternating", "joint"])
+def test_a_rate_that_is_far_too_high_stops_with_the_log_snrs(algorithm, finished, tmp_path):
     folder = copied(finished, tmp_path / "run")
-    command = ["--updates", "100", "--batch", "16", "--learning-rate", "1e30"]
+    command = ["--updates", "100", "--batch", "16", "--learning-rate", "1e30", "--algorithm", algorithm]
     result = momentax("distill", "--output", "run", *command, cwd=tmp_path)
     assert result.returncode == 1
     assert re.search(
@@ -354,6 +431,16 @@ def test_images_of_any_number_of_channels_have_a_picture(channels, tmp_path):
     rows = {"one": np.zeros((20, channels, 8, 8), np.float32), "another": np.ones((5, channels, 8, 8), np.float32)}
     plot_samples(Folder(tmp_path), "rows.png", rows)
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_disk_that_is_full_while_weights_are_written_is_told():
+    """The system's own word, of however many of Equinox's errors it is the cause."""
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(OSError, match=r"No space left|requested and") as error,
+    ):
+        _serialised(full, {"net": [network(DIGIT, jax.random.key(0))]})
+    assert str(refusal(error.value)).startswith("needs a file system that takes and gives its files; got ")
 
 
 def test_a_file_that_could_not_be_filled_leaves_the_old_one(tmp_path):

@@ -83,7 +83,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(importlib, "import_module", absent)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "momentax\[recipes\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'run `pip install "\.\[recipes\]"` in a clone'):
         load("digits")
 
 
@@ -130,7 +130,11 @@ def test_archives_of_other_contents_are_refused(name, here, monkeypatch):
     [
         ("icons", "pip download --no-deps --no-binary :all: fugue-icons==3.5.6 -d {}"),
         ("emoji", "mkdir -p {0} && npm pack emoji-datasource-google@16.0.0 --pack-destination {0}"),
-        ("fashion-mnist", "apt-get install dataset-fashion-mnist"),
+        (
+            "fashion-mnist",
+            "put train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz,"
+            " t10k-labels-idx1-ubyte.gz in one of these, or: apt-get install dataset-fashion-mnist",
+        ),
     ],
 )
 def test_a_missing_archive_comes_with_the_command_that_fetches_it(name, command, here, monkeypatch):
@@ -265,7 +269,7 @@ def test_npz_files_of_other_contents_are_refused(arrays, message, tmp_path):
 
 
 def test_a_missing_npz_file_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"needs an NPZ file; got nothing at .*none\.npz; do check"):
+    with pytest.raises(FileNotFoundError, match=r"needs an NPZ file; got no file at .*none\.npz; check"):
         load(str(tmp_path / "none.npz"))
 
 

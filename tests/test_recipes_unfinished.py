@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from commands import RUN, environment, told
 
-from momentax.recipes import _lock
 from momentax.recipes._data import load
 from momentax.recipes._folder import Folder
 from momentax.recipes._lock import Lock
@@ -140,11 +139,9 @@ def test_a_second_run_in_a_folder_is_refused_at_once(folder):
 
 def test_a_lock_is_released_by_death_and_leaves_nothing_when_it_is_let_go(tmp_path):
     code = f"""
-import importlib.util, os, pathlib, signal
-spec = importlib.util.spec_from_file_location("lock", {str(_lock.__file__)!r})
-lock = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(lock)
-lock.Lock(pathlib.Path({str(tmp_path)!r})).take()
+import os, pathlib, signal
+from momentax.recipes._lock import Lock
+Lock(pathlib.Path({str(tmp_path)!r})).take()
 os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
@@ -156,17 +153,43 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert not list(tmp_path.iterdir())
 
 
+def test_without_fcntl_the_command_says_its_help_and_folders_are_locked(tmp_path):
+    """As on Windows, which has no such module; a lock of another kind, of the same library."""
+    code = f"""
+import sys, warnings
+sys.modules["fcntl"] = None
+warnings.simplefilter("ignore")
+import pathlib
+from momentax.recipes import main
+from momentax.recipes._lock import Lock
+with Lock(pathlib.Path({str(tmp_path)!r})) as lock:
+    assert (pathlib.Path({str(tmp_path)!r}) / ".lock").exists()
+    try:
+        Lock(pathlib.Path({str(tmp_path)!r})).take()
+    except BlockingIOError as error:
+        print(error)
+sys.argv = ["momentax", "distill", "--help"]
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("needs a folder that no other run is at work in")
+    assert "--learning-rate" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lock_whose_file_was_taken_away_meanwhile_is_taken_anew(tmp_path, monkeypatch):
     """Between our opening the file and our locking it, its holder removed it: locking that would exclude no one."""
-    first, flock = Lock(tmp_path), _lock.fcntl.flock
+    fcntl = pytest.importorskip("fcntl")
+    first, flock = Lock(tmp_path), fcntl.flock
     first.take()
 
     def late(file, how):
-        monkeypatch.setattr(_lock.fcntl, "flock", flock)
+        monkeypatch.setattr(fcntl, "flock", flock)
         first.__exit__()
         flock(file, how)
 
-    monkeypatch.setattr(_lock.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with Lock(tmp_path) as second:
         second.take()
         with pytest.raises(BlockingIOError):

@@ -9,12 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-try:
-    from orbax.checkpoint import v1 as ocp
-except ModuleNotFoundError as error:
-    raise ImportError(
-        'needs the Python package that provides orbax; got none; do: pip install "momentax[checkpoint]"'
-    ) from error
+from .._extra import required
+
+ocp = required("orbax.checkpoint", "checkpoint").v1
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 

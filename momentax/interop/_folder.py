@@ -72,8 +72,11 @@ def denoiser_from_diffusers(
 
     Raises:
         ValueError: for what `from_diffusers` and `schedule_from_diffusers` refuse; for `rounded` without a table.
+        FileNotFoundError: where there is no such folder, or a file is missing in it.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"needs a folder that diffusers wrote; got none at {folder}; check the path")
     if (folder / "model_index.json").is_file():
         _check_unset(folder, predict, schedule)
         model, (table, predict, time) = _part(folder, _network_of(folder)), convention(folder)

@@ -1,6 +1,5 @@
 """The arrays of any pytree in a safetensors file, by the names of their places."""
 
-import importlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, Shaped
+
+from .._extra import required
 
 Tree = TypeVar("Tree")
 
@@ -181,15 +182,18 @@ def _appearing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        _flush(temporary)
+        _flush(temporary, os.O_RDWR)
         temporary.replace(path)
-        _flush(path.parent)
+        # Windows opens no folder: there a file's name is as lasting as the system makes it.
+        if os.name != "nt":
+            _flush(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _flush(path: Path, mode: int) -> None:
+    """To the disk; Windows flushes only what is open for writing."""
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:
@@ -197,7 +201,4 @@ def _flush(path: Path) -> None:
 
 
 def _package(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError("needs the package safetensors; got none; do: pip install 'momentax[interop]'") from error
+    return required(name, "interop")

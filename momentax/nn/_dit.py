@@ -120,7 +120,10 @@ class DiT(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "..."]:
         if z.shape != self.shape:
-            raise ValueError(f"DiT needs one image of shape {self.shape}; got {z.shape}; do jax.vmap over a batch")
+            raise ValueError(
+                f"DiT needs one image of shape {self.shape}; got {z.shape};"
+                " use jax.vmap for a batch, or a network of the data's shape"
+            )
         label, text = self.context(cond)
         embs = [embedding(t, label) for embedding in self.embeddings]
         h = self._transformed(self._tokens(z), embs, text, key).astype(self.first.weight.dtype)

@@ -46,7 +46,10 @@ class Conv(eqx.Module):
 def check_image(name: str, z: Float[Array, "..."], channels: int, multiple: int) -> None:
     """Demands one image of so many channels whose sides are multiples of a number."""
     if z.ndim != 3 or z.shape[0] != channels:
-        raise ValueError(f"{name} needs one image of shape ({channels}, h, w); got {z.shape}; do jax.vmap over a batch")
+        raise ValueError(
+            f"{name} needs one image of shape ({channels}, h, w); got {z.shape};"
+            " use jax.vmap for a batch, or a network of the data's shape"
+        )
     if z.shape[1] % multiple or z.shape[2] % multiple:
         raise ValueError(
             f"{name} needs h and w divisible by {multiple}; got {z.shape[1:]}; do choose fewer levels, or pad z"

@@ -57,7 +57,10 @@ class MLP(eqx.Module):
         self, z: Float[Array, "*x"], t: Float[Array, ""], cond: Int[Array, ""] | None = None
     ) -> Float[Array, "*x"]:
         if z.shape != self.shape:
-            raise ValueError(f"MLP needs one example of shape {self.shape}; got {z.shape}; do jax.vmap over a batch")
+            raise ValueError(
+                f"MLP needs one example of shape {self.shape}; got {z.shape};"
+                " use jax.vmap for a batch, or a network of the data's shape"
+            )
         emb = self.embedding(t, cond)
         h = self.first(z.ravel().astype(self.first.weight.dtype))
         for block in self.blocks:

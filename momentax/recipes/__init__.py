@@ -1,14 +1,13 @@
 """The command line, and what only it needs: data, a training loop, evaluation, pictures."""
 
+import importlib.metadata
 import sys
 
 
 def main() -> None:
     """The console command `momentax`."""
     if any(argument in ("-V", "--version") for argument in sys.argv[1:2]):
-        from ._report import versions
-
-        print(f"momentax {versions()['momentax']}")
+        print(f"momentax {importlib.metadata.version('momentax')}")
         return
     try:
         from ._command import run

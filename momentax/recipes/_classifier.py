@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
-from ._batches import batches
 from ._data import Dataset
 from ._folder import Folder
 from ._progress import parts
@@ -95,6 +94,8 @@ def _part(dataset: Dataset, rows: Int[np.ndarray, " n"]) -> Dataset:
 
 
 def _trained(model: Classifier, dataset: Dataset) -> Classifier:
+    from ._batches import batches  # Grain, which the help of the command can do without.
+
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _UPDATES))
     state, update, key = player(model, optimizer), updating(optimizer), jax.random.key(_SEED)
     with contextlib.closing(batches(dataset, _BATCH, _SEED, hidden=0.0)) as examples:

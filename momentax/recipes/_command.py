@@ -1,7 +1,7 @@
 """The commands: distill, sample, evaluate."""
 
 import contextlib
-import shlex
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +13,17 @@ from ._data import load, test_split
 from ._evaluation import labels_like
 from ._features import features
 from ._figures import measured, reference
-from ._finished import opened
+from ._finished import Finished, check_finished, opened
 from ._folder import Folder
 from ._formats import require
 from ._interrupt import Terminated, deferred, status
 from ._lock import Lock
 from ._plots import plot_samples
-from ._presets import check_enough, resolved
+from ._presets import check_enough, check_seed, resolved
+from ._program import command
+from ._refusal import refusal
 from ._report import compared, table
-from ._settings import Distill, Draw, Evaluate, Run, as_json, difference
+from ._settings import Distill, Draw, Evaluate, Run, as_json, difference, folder_of, from_json
 from ._teacher import start
 from ._unfinished import check_same, resumed, unfinished
 
@@ -39,12 +41,12 @@ def run(arguments: list[str]) -> None:
         """
         run_distill(config, arguments[1:])
 
-    tyro.extras.subcommand_cli_from_dict(
-        {"distill": distill, "sample": run_sample, "evaluate": run_evaluate},
-        prog="momentax",
-        description="Few-step students from diffusion teachers, by moment matching.",
-        args=arguments,
-    )
+    commands = {"distill": distill, "sample": run_sample, "evaluate": run_evaluate}
+    if arguments and arguments[0] in commands:
+        tyro.cli(commands[arguments[0]], prog=f"momentax {arguments[0]}", args=arguments[1:])
+    else:
+        told = "Few-step students from diffusion teachers, by moment matching. `momentax distill --help` has the flags."
+        tyro.extras.subcommand_cli_from_dict(commands, prog="momentax", description=told, args=arguments)
 
 
 def run_distill(config: Distill, arguments: list[str]) -> None:
@@ -52,12 +54,14 @@ def run_distill(config: Distill, arguments: list[str]) -> None:
 
     The arguments are those that the configuration was read from: `--resume` asks which of them were given.
     """
-    with _telling(config.output), Lock(config.output) as lock:
+    output = folder_of(config)
+    config = dataclasses.replace(config, output=output)
+    with _telling(output), Lock(output) as lock:
         for module in ("matplotlib.figure", "tqdm"):
             require(module)
         from ._distillation import distil
 
-        folder = Folder(config.output)
+        folder = Folder(output)
         stored = unfinished(folder)
         if config.resume:
             config = resumed(folder, stored, config, arguments)
@@ -75,9 +79,8 @@ def run_distill(config: Distill, arguments: list[str]) -> None:
 
 def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
     """Draw from a finished run: drawn.npz (x [n, h, w, c] in [-1, 1]; y [n] where there are labels), drawn.png."""
-    with _telling(config.output):
-        finished = opened(config, samples=64)
-        folder, drawn = finished.folder, finished.drawn(config.seed)
+    with _opened(config, samples=64) as (finished, folder):
+        drawn = finished.drawn(config.seed)
         labels = labels_like(finished.dataset, len(drawn), config.seed)
         arrays = {"x": np.moveaxis(drawn, 1, -1)} | ({} if labels is None else {"y": labels})
         folder.write("drawn.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
@@ -91,13 +94,12 @@ def run_evaluate(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> None:
 
     On pixels they are the report's, and more.
     """
-    with _telling(config.output):
-        finished = opened(config, samples=5000)
+    with _opened(config, samples=5000) as (finished, folder):
         images = 4 * finished.samples if config.images is None else config.images
         check_enough(samples=finished.samples, images=images)
         if not config.features:
-            raise ValueError("needs --features; got none of them; do name one, such as pixels")
-        folder, test = finished.folder, test_split(finished.settings.data)
+            raise ValueError("needs --features; got none of them; name one, such as pixels")
+        test = test_split(finished.settings.data)
         chosen = {name: features(name, finished.data, test, folder) for name in config.features}
         drawn = finished.drawn(config.seed)
         for name, made in chosen.items():
@@ -106,6 +108,20 @@ def run_evaluate(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> None:
             told |= measured(reference(made, finished.data, test, len(drawn), images), drawn)
             folder.write_json(file, told)
             print(f"{compared(told)}\n{folder.path / file}")
+
+
+@contextlib.contextmanager
+def _opened(config: Draw, samples: int) -> Iterator[tuple[Finished, Folder]]:
+    """A finished run, and the folder for what comes of it, which is tried before anything is drawn."""
+    folder = Folder(config.to or config.output)
+    with _telling(folder.path), Lock(folder.path) as lock:
+        require("matplotlib.figure")
+        check_seed(config.seed)
+        check_finished(Folder(config.output))
+        finished = opened(config, samples)
+        folder.create("--to")
+        lock.take()
+        yield finished, folder
 
 
 def _sampler(config: Evaluate) -> dict[str, Any]:
@@ -118,7 +134,9 @@ def _sampler(config: Evaluate) -> dict[str, Any]:
 def _finished(folder: Folder, config: Run) -> bool:
     if config.overwrite or not folder.has("report.json"):
         return False
-    differences = difference(as_json(config), folder.read_json("report.json")["configuration"])
+    report = folder.read_json("report.json", "configuration", "figures")
+    from_json(report["configuration"])
+    differences = difference(as_json(config), report["configuration"])
     if differences:
         raise ValueError(
             f"needs a folder without a finished run of another configuration; got {folder.path}, whose run differs in"
@@ -135,13 +153,13 @@ def _telling(output: Path) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         print(f"\nmomentax: interrupted; {_kept(output)}", file=sys.stderr)
         sys.exit(status(isinstance(interrupt, Terminated)))
-    except (ArithmeticError, ImportError, OSError, ValueError) as error:
-        if str(error).startswith("needs "):
-            sys.exit(f"momentax: {error}")
+    except Exception as error:
+        if told := refusal(error):
+            sys.exit(f"momentax: {told}")
         raise
 
 
 def _kept(output: Path) -> str:
     held = ", ".join(sorted(path.name for path in output.glob("[!.]*"))) or "nothing yet"
-    goes_on = f"; do go on with: momentax distill --resume --output {shlex.quote(str(output))}"
+    goes_on = f"; go on with: {command('distill', output, '--resume')}"
     return f"{output} keeps {held}{goes_on if (output / 'run.json').is_file() else ''}"

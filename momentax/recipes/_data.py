@@ -142,7 +142,8 @@ def _fashion_mnist(split: str) -> Dataset:
 
 
 def _fashion_file(name: str) -> UInt8[np.ndarray, "..."]:
-    path = _found(name, "apt-get install dataset-fashion-mnist", _DEBIAN)
+    how = f"put {', '.join(_FASHION_MNIST)} in one of these, or: apt-get install dataset-fashion-mnist"
+    path = _found(name, how, _DEBIAN)
     return read_idx(verified(gunzip(path), _FASHION_MNIST[name], path), path)
 
 

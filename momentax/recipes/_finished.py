@@ -13,6 +13,7 @@ from ._data import Dataset, load
 from ._evaluation import Kernel, draw
 from ._folder import Folder
 from ._presets import check_positive
+from ._program import command
 from ._settings import KERNELS, Draw, Run, from_json
 from ._teacher import guide, network, start
 
@@ -34,10 +35,25 @@ class Finished(NamedTuple):
         return draw(self.model, self.k, self.settings.schedule, self.kernel, self.dataset, self.samples, seed)
 
 
+def check_finished(folder: Folder) -> None:
+    """Demands a finished run in a folder, and tells which there are beside it."""
+    if folder.has("report.json"):
+        return
+    found, first = ("an unfinished one", ["--resume"]) if folder.has("run.json") else ("none", [])
+    raise FileNotFoundError(
+        f"needs a finished run in {folder.path}; got {found}; run `{command('distill', folder.path, *first)}` first,"
+        f" or name the --output of another one{folder.beside('report.json')}"
+    )
+
+
 def opened(config: Draw, samples: int) -> Finished:
     """The run in the folder and the network that is asked for; so many samples where nothing is said of them."""
     folder = Folder(config.output)
-    settings = from_json(folder.read_json("report.json")["configuration"])
+    settings = from_json(folder.read_json("report.json", "configuration")["configuration"])
+    if config.model == "student-best" and not folder.has("student-best.eqx"):
+        raise FileNotFoundError(
+            f"needs a best student in {folder.path}; got none; use --model student, or distil with --evaluate-every"
+        )
     kernel, data = _kernel(config, settings), load(settings.data)
     _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), data)
     count = samples if config.samples is None else config.samples
@@ -55,6 +71,8 @@ def _kernel(config: Draw, settings: Run) -> Kernel:
         raise ValueError(
             f"needs --kernel or --noise; got both, {config.kernel} and {config.noise}; do drop one: noise is a kernel"
         )
+    if config.noise is not None and not 0 <= config.noise <= 1:
+        raise ValueError(f"needs 0 <= --noise <= 1; got {config.noise}; choose one inside: 0 is the posterior")
     if config.noise is not None:
         return mm.noisier(config.noise)
     return KERNELS[config.kernel or ("posterior" if config.model == "teacher" else settings.kernel)]

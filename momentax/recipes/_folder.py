@@ -10,6 +10,8 @@ from typing import IO, Any
 
 import equinox as eqx
 
+from ._program import command
+
 
 class Folder:
     """A folder of weights, JSON and pictures. What is replaced is replaced at once, when the new file is whole."""
@@ -17,27 +19,44 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
 
-    def create(self) -> None:
-        """Makes the folder and proves that it can be written to."""
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"needs a folder for --output; got the file {self.path}; do name another")
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not os.access(self.path, os.W_OK):
-            raise PermissionError(f"needs a folder it may write to; got {self.path}; do name another --output")
+    def create(self, flag: str = "--output") -> None:
+        """Makes the folder that a flag names, and proves that it can be written to."""
+        if self.path.is_file():
+            raise NotADirectoryError(f"needs a folder for {flag}; got the file {self.path}; name another")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        except OSError as error:
+            raise type(error)(
+                f"needs a folder it may write to; got {self.path} ({error.strerror}); name another by {flag}"
+            ) from error
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
         return (self.path / name).is_file()
 
-    def read_json(self, name: str) -> Any:
-        """What `write_json` wrote."""
+    def read_json(self, name: str, *keys: str) -> Any:
+        """What `write_json` wrote; of an object with these keys at least, if any are named."""
         path = self.path / name
         if not path.is_file():
-            raise FileNotFoundError(f"needs {path}; got none; do run `momentax distill --output {self.path}` first")
+            raise FileNotFoundError(f"needs {path}; got none; run `{command('distill', self.path)}` first")
         try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"needs JSON in {path}; got {error}; do run the distillation again") from error
+            value = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(
+                f"needs JSON in {path}; got {error}; delete the file and run the distillation again"
+            ) from error
+        if keys and not (isinstance(value, dict) and set(keys) <= set(value)):
+            raise ValueError(
+                f"needs an object with {', '.join(keys)} in {path}; got {_shown(value)};"
+                " delete the file and run the distillation again"
+            )
+        return value
+
+    def beside(self, name: str) -> str:
+        """Which folders beside this one have such a file, for an error that asks for another one; empty for none."""
+        others = sorted(str(path.parent) for path in self.path.parent.glob(f"*/{name}"))
+        return f": {', '.join(others)}" if others else ""
 
     def remove(self, name: str) -> None:
         """Takes a file away, if it is there."""
@@ -56,13 +75,13 @@ class Folder:
             return eqx.tree_deserialise_leaves(path, like)
         except (ValueError, RuntimeError, EOFError, TypeError) as error:
             raise ValueError(
-                f"needs whole weights of this network in {path}; got {type(error).__name__};"
-                " do delete the file and train again"
+                f"needs whole weights of this network in {path}; got a file that is damaged, or of another network;"
+                " delete it and train again"
             ) from error
 
     def write_weights(self, name: str, module: Any) -> None:
         """Every array of an Equinox module."""
-        self.write(name, lambda file: eqx.tree_serialise_leaves(file, module))
+        self.write(name, lambda file: _serialised(file, module))
 
     def copy(self, name: str, files: dict[str, Path]) -> None:
         """A folder of copies, by their paths in it; whole or absent."""
@@ -91,3 +110,17 @@ class Folder:
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _serialised(file: IO[bytes], module: Any) -> None:
+    try:
+        eqx.tree_serialise_leaves(file, module)
+    except RuntimeError as error:
+        # Of a leaf in a part in a module, each with the next as its cause; at the end is what the system said.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        raise error from None
+
+
+def _shown(value: Any) -> str:
+    return f"one with {', '.join(value) or 'nothing'}" if isinstance(value, dict) else type(value).__name__

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import importlib
 import io
 import math
 import tarfile
@@ -15,16 +14,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Real, UInt8
 
+from .._extra import required
+
 
 def require(module: str) -> Any:
-    """The module of that name, or an error that says which extra installs it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        raise ModuleNotFoundError(
-            f'needs the Python package that provides {package}; got none; do: pip install "momentax[recipes]"'
-        ) from error
+    """The module of that name, or an error that says how to install it."""
+    return required(module, "recipes")
 
 
 def verified(raw: bytes, sha256: str, path: Path) -> bytes:
@@ -87,7 +82,7 @@ def read_tar(raw: bytes, wanted: Callable[[str], bool]) -> dict[str, bytes]:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Every array of an NPZ file by name; objects, which could run code, are refused."""
     if not path.is_file():
-        raise FileNotFoundError(f"needs an NPZ file; got nothing at {path}; do check the path")
+        raise FileNotFoundError(f"needs an NPZ file; got no file at {path}; check the path")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: np.asarray(arrays[name]) for name in arrays.files}

@@ -80,4 +80,8 @@ def _check_called(teacher: Any, dataset: Dataset) -> None:
     try:
         eqx.filter_eval_shape(teacher, z, logsnr, label)
     except ValueError as error:
-        raise ValueError(f"needs a teacher of the data's images and labels; got one where {error}") from error
+        reason = str(error).rpartition(";")[0] or error
+        raise ValueError(
+            f"needs a teacher of the data's images and labels; got {dataset.name}, where {reason};"
+            " choose other data, or another teacher"
+        ) from error

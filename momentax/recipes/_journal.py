@@ -71,7 +71,7 @@ class Journal:
 
     def save(self, done: int, state: State, data: Any, figure: float | None = None) -> None:
         """A checkpoint after `done` updates, written while the training goes on; the newest two and the best stay."""
-        with (self.folder.path / "losses.jsonl").open("rb") as losses:
+        with (self.folder.path / "losses.jsonl").open("ab") as losses:  # Windows flushes only what may be written to.
             os.fsync(losses.fileno())
         notes = {"data": data, "seconds": self.seconds}
         self._saving = checkpoint.save(self._path, done, state, config=self._told, notes=notes, figure=figure, keep=2)

@@ -1,8 +1,15 @@
 """One run at a time in a folder."""
 
-import fcntl
+import contextlib
 import os
 from pathlib import Path
+
+from ._formats import require
+
+filelock = require("filelock")
+
+# Long enough to try anew where the holder took its file away between our opening and our locking it.
+_SECONDS = 0.2
 
 
 class Lock:
@@ -10,7 +17,7 @@ class Lock:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._file: int | None = None
+        self._lock = filelock.FileLock(folder / ".lock", timeout=_SECONDS)
 
     def __enter__(self) -> "Lock":
         if self._folder.is_dir() and os.access(self._folder, os.W_OK):
@@ -18,10 +25,11 @@ class Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._file)
-            self._file = None
+        if self._lock.is_locked:
+            # Windows removes no file that is open; an empty one that stays excludes nobody.
+            with contextlib.suppress(OSError):
+                os.unlink(self._lock.lock_file)
+            self._lock.release()
 
     def take(self) -> None:
         """Takes the lock of a folder that exists, unless it is held already.
@@ -29,25 +37,12 @@ class Lock:
         Raises:
             BlockingIOError: where another process holds it.
         """
-        while self._file is None:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(file)
-                raise BlockingIOError(
-                    f"needs a folder that no other run is at work in; got {self._folder};"
-                    " do wait for that run, stop it, or choose another --output"
-                ) from error
-            self._file = file if self._is_in_place(file) else os.close(file)
-
-    @property
-    def _path(self) -> Path:
-        return self._folder / ".lock"
-
-    def _is_in_place(self, file: int) -> bool:
-        # Whoever held it before may have taken the file away between our opening and our locking it.
+        if self._lock.is_locked:
+            return
         try:
-            return os.path.samestat(os.fstat(file), os.stat(self._path))
-        except FileNotFoundError:
-            return False
+            self._lock.acquire(poll_interval=_SECONDS / 10)
+        except filelock.Timeout as error:
+            raise BlockingIOError(
+                f"needs a folder that no other run is at work in; got {self._folder};"
+                " wait for that run, stop it, or choose another folder"
+            ) from error

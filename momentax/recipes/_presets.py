@@ -1,6 +1,7 @@
 """The defaults that depend on the data and the algorithm, and what they and the rest must be like."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -72,10 +73,13 @@ def resolved(config: Distill, dataset: Dataset, teacher: Any = None) -> Run:
     check_positive(**{name: getattr(config, name) for name in _positive(config)})
     _check_divides(config)
     _check_optimizer(config)
+    if not 0 <= config.guidance < math.inf:
+        raise ValueError(f"needs --guidance >= 0 and finite; got {config.guidance}; use 0 for none")
     if config.guidance and not dataset.num_classes:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
     check_enough(samples=config.samples)
     _check_schedule(config, teacher)
+    check_seed(config.seed)
     return config
 
 
@@ -142,10 +146,19 @@ def _check_optimizer(config: Run) -> None:
 
 
 def check_positive(**options: int | float) -> None:
-    """Demands options above zero, and says which is not."""
+    """Demands finite options above zero, and says which is not."""
     for name, value in options.items():
-        if not value > 0:
-            raise ValueError(f"needs {flag(name)} > 0; got {value}; do give a positive number")
+        if not 0 < value < math.inf:
+            finite = " and finite" if value == math.inf else ""
+            raise ValueError(f"needs {flag(name)} > 0{finite}; got {value}; give a positive number")
+        if isinstance(value, int) and value >= 2**31:
+            raise ValueError(f"needs {flag(name)} < 2**31; got {value}; give a smaller number")
+
+
+def check_seed(seed: int) -> None:
+    """Demands a seed that all generators of random numbers take."""
+    if not 0 <= seed < 2**32 - 1:
+        raise ValueError(f"needs 0 <= --seed < 2**32 - 1; got {seed}; choose one of these")
 
 
 def check_enough(**options: int) -> None:

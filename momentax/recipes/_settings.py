@@ -1,6 +1,7 @@
 """What a distillation is told."""
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,8 +98,8 @@ class Distill:
     """updates of the distillation from one Frechet distance of the student to the next; the best student is kept"""
     seed: int = 0
     """of everything"""
-    output: Path = Path("runs/digits")
-    """folder for weights, report and pictures"""
+    output: Path | None = None
+    """folder for weights, report and pictures; None is runs/ and the name of the data"""
     overwrite: bool = False
     """start anew, in place of the run that the folder holds; its teacher is kept"""
     resume: bool = False
@@ -113,6 +114,8 @@ class Draw:
 
     output: Path = Path("runs/digits")
     """folder of the run"""
+    to: Path | None = None
+    """folder for what is drawn or measured; None is the run's"""
     model: Literal["student", "student-best", "teacher"] = "student"
     """which of its networks"""
     k: int | None = None
@@ -148,9 +151,15 @@ class Run(Distill):
     learning_rate: float = 0.0
     auxiliary_rate: float = 1.0
     b1: float = 0.0
+    output: Path = Path("runs/digits")
 
 
 _OF_THE_PLACE = ("output", "overwrite", "resume", "checkpoint_every")
+
+
+def folder_of(config: Distill) -> Path:
+    """The folder of a run: the one that is named, or `runs/` and the data's name."""
+    return config.output or Path("runs", Path(config.data).stem)
 
 
 def as_json(config: Distill) -> dict[str, Any]:
@@ -160,10 +169,28 @@ def as_json(config: Distill) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if name not in _OF_THE_PLACE}
 
 
-def from_json(values: dict[str, Any]) -> Run:
-    """What `as_json` told."""
+def from_json(values: Any) -> Run:
+    """What `as_json` told.
+
+    Raises:
+        ValueError: for settings that this version does not know, and values that they cannot have.
+    """
+    hints, told = typing.get_type_hints(Run), values if isinstance(values, dict) else {"configuration": values}
+    wrong = [name for name in told if name not in hints or not _fits(told[name], hints[name])]
+    if wrong:
+        got = ", ".join(f"{name} {told[name]!r}" for name in wrong)
+        raise ValueError(f"needs settings that this version knows; got {got}; use the version that wrote them")
     paths: dict[str, Any] = {"teacher": Path(values["teacher"])} if values.get("teacher") else {}
     return Run(**(values | paths))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a setting's type."""
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_args(hint):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    return isinstance(value, {float: (float, int), Path: str}.get(hint, hint))
 
 
 def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -16,6 +16,8 @@ from ._imported import as_taught, checksum, read_teacher, teacher_files
 from ._presets import suited
 from ._settings import Distill, Network, Run
 
+_KEYS = ("data", "shape", "num_classes", "sha256", "teacher_updates")
+
 
 class Start(NamedTuple):
     """What a run starts from: the data as the teacher knows it, what is on record of the teacher, itself if given."""
@@ -28,7 +30,7 @@ class Start(NamedTuple):
 
 def start(folder: Folder, config: Distill, dataset: Dataset) -> Start:
     """The teacher that is in the folder or is given, held against the data, before anything is written."""
-    record = folder.read_json("teacher.json") if folder.has("teacher.json") else None
+    record = folder.read_json("teacher.json", *_KEYS) if folder.has("teacher.json") else None
     if record and "folder" in record:
         config, given = _kept(folder, config, record)
     elif config.teacher is not None:

@@ -11,11 +11,16 @@ from ._teacher import identity
 
 tyro = require("tyro")
 _FILE = "run.json"
+_KEYS = ("configuration", "data", "checkpoint_every", "phases")
 
 
 def unfinished(folder: Folder) -> dict[str, Any] | None:
     """What `begin` wrote and `completed` added to, if there is any."""
-    return folder.read_json(_FILE) if folder.has(_FILE) else None
+    if not folder.has(_FILE):
+        return None
+    run = folder.read_json(_FILE, *_KEYS)
+    from_json(run["configuration"])
+    return run
 
 
 def begin(folder: Folder, config: Run, dataset: Dataset) -> dict[str, Any]:
@@ -52,12 +57,12 @@ def resumed(folder: Folder, run: dict[str, Any] | None, config: Distill, argumen
     if run is None:
         raise ValueError(
             f"needs an unfinished run in {folder.path} to --resume; got {_instead(folder)};"
-            " do drop --resume, or name the run's own --output"
+            f" drop --resume, or name the --output of the run{folder.beside(_FILE)}"
         )
     stored = from_json(run["configuration"])
     names = [field.name for field in dataclasses.fields(Distill)]
     default = Distill(**{name: getattr(stored, name) for name in names})
-    default = dataclasses.replace(default, checkpoint_every=run["checkpoint_every"])
+    default = dataclasses.replace(default, checkpoint_every=run["checkpoint_every"], output=config.output)
     asked = tyro.cli(Distill, args=arguments, default=default)
     differences = difference(as_json(asked), run["configuration"])
     if differences:
