@@ -262,7 +262,7 @@ def test_no_class_and_no_text_are_refused():
     z, t, _ = example(TEXT)
     net = imported(TEXT, fabricated(TEXT))
     for cond in (None, jnp.array(1), Text(jnp.ones((3, 5)))):
-        with pytest.raises(ValueError, match=r"cond needs embeddings of shape \(tokens, 6\); got .*; do pass"):
+        with pytest.raises(ValueError, match=r"cond needs embeddings of shape \(tokens, 6\); got .*; pass"):
             net(z, t, cond)
 
 

@@ -383,7 +383,7 @@ def test_half_precision_is_inside_only(options):
     [
         (lambda: tiny()(image(3), ONE), r"shape \(2, h, w\); got \(3, 4, 4\)"),
         (lambda: tiny(multipliers=(1, 2))(image(side=5), ONE), r"divisible by 2; got \(5, 5\)"),
-        (lambda: tiny()(image(), ONE, jnp.array(0)), "do num_classes=n"),
+        (lambda: tiny()(image(), ONE, jnp.array(0)), "with num_classes=n"),
         (lambda: tiny()(image(), ONE, Text(jnp.ones((1, 3)))), "got text_width=None"),
         (lambda: tiny(text_width=3)(image(), ONE, Text(jnp.ones((1, 2)))), r"\(tokens, 3\); got \(1, 2\)"),
         (lambda: tiny(text_width=3)(image(), ONE, jnp.array(0)), r"\(tokens, 3\)"),
