@@ -1,6 +1,5 @@
 """What a diffusers scheduler says about a network: the schedule, the prediction and the time it was trained with."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float
 from .._denoiser import Time, predict_edm, predict_eps, predict_flow, predict_v, predict_x
 from .._schedule import AbstractSchedule, DiscreteSchedule, FlowSchedule, KarrasSchedule, shifted
 from ._betas import DDPM, BetaDefaults, alphas_cumprod
-from ._options import Options
+from ._options import Options, read_json
 
 
 class Convention(NamedTuple):
@@ -37,15 +36,20 @@ def schedule_from_diffusers(config: str | os.PathLike[str] | Mapping[str, Any]) 
     Raises:
         ValueError: for a scheduler or a setting that is not supported.
     """
+    return convention(config).schedule
+
+
+def convention(config: str | os.PathLike[str] | Mapping[str, Any]) -> Convention:
+    """The convention of a scheduler, by its settings or their file, its folder or a pipeline's."""
     if isinstance(config, Mapping):
-        return _read(config, "the settings that were given").schedule
-    return convention(Path(config)).schedule
-
-
-def convention(path: Path) -> Convention:
-    """The convention of the scheduler in a file or folder."""
-    path = _config_of(path)
+        return _read(config, "the settings that were given")
+    path = _config_of(Path(config))
     return _read(read_json(path), path)
+
+
+def has_scheduler(folder: Path) -> bool:
+    """Whether the settings of a scheduler lie in a folder."""
+    return any(path.is_file() for path in _places(folder))
 
 
 def _read(values: Mapping[str, Any], path: Any) -> Convention:
@@ -58,24 +62,17 @@ def _read(values: Mapping[str, Any], path: Any) -> Convention:
     return _READERS[name](Options(values, path))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"needs JSON; got {path}, which fails with '{error}'; fetch it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"needs a JSON object; got a {type(values).__name__} in {path}; fetch it again")
-    return values
-
-
 def _config_of(path: Path) -> Path:
-    for candidate in (path, path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+    for candidate in (path, *_places(path)):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
         f"needs a scheduler_config.json; got none at {path}; pass that file, its folder or its pipeline's"
     )
+
+
+def _places(folder: Path) -> list[Path]:
+    return [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
 
 
 class _FlowTime(eqx.Module):
