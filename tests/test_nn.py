@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nets import cast, perturbed
 
 from momentax.nn import MLP, DiT, UNet, UViT
+from momentax.nn._embedding import Embedding
 
 SHAPE = (2, 4, 8)
 FIVE = jnp.zeros(5, int)
@@ -201,6 +202,15 @@ def test_what_is_no_label_is_told_with_its_shape_its_dtype_or_its_range(net, z, 
 def test_a_label_of_no_row_that_only_the_program_sees_gives_no_number(net, z, label):
     """And does not pass for no class, which is the last row."""
     assert jnp.isnan(single(net, z[0], jnp.array(1.0), jnp.array(label))).all()
+
+
+def test_a_label_may_be_a_byte_where_a_byte_does_not_hold_all_rows():
+    """Nor does their number wrap around to a row."""
+    table = Embedding(4, 300, key=jr.key(0))
+    for label in (jnp.array(200, jnp.uint8), jnp.array(100, jnp.int8), jnp.array(299, jnp.uint32)):
+        expected = table(jnp.array(1.0), jnp.array(int(label)))
+        assert jnp.array_equal(jax.jit(table)(jnp.array(1.0), label), expected)
+    assert jnp.isnan(jax.jit(table)(jnp.array(1.0), jnp.array(2**32))).all()
 
 
 def test_whole_numbers_of_any_kind_are_labels(net, z, unchecked):

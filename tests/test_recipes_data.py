@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -394,7 +395,8 @@ def test_images_that_came_as_bytes_are_scaled_as_they_are_taken():
 @pytest.mark.parametrize("x", [PICTURE, PICTURE / 127.5 - 1], ids=["bytes", "floats"])
 def test_the_checksum_of_data_is_that_of_all_its_numbers(x, labelled, tmp_path, monkeypatch):
     """Of float32 images, channels first, and then int32 labels, whatever pieces it is taken in."""
-    np.savez(tmp_path / "a.npz", x=x, **({"y": np.arange(6)} if labelled else {}))
+    labels: Any = {"y": np.arange(6)} if labelled else {}
+    np.savez(tmp_path / "a.npz", x=x, **labels)
     whole = np.moveaxis(x, -1, 1).astype(np.float32, order="C")
     whole = whole / np.float32(127.5) - 1 if x.dtype == np.uint8 else whole
     raw = whole.tobytes() + (np.arange(6, dtype=np.int32).tobytes() if labelled else b"")

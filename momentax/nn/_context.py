@@ -2,7 +2,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ._text import Text, check_text
+from ._text import Text, checked_text
 
 
 class Context(eqx.Module):
@@ -26,5 +26,4 @@ class Context(eqx.Module):
             return cond, None
         if cond is None:
             return None, Text(self.no_text)
-        check_text(cond, self.no_text.shape[-1])
-        return None, cond
+        return None, checked_text(cond, self.no_text.shape[-1])

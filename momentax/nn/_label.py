@@ -3,6 +3,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 
@@ -14,7 +15,7 @@ def check_label(label: Any, rows: int) -> None:
     if shape != () or not jnp.issubdtype(kind, jnp.integer):
         got = f"{kind} of shape {shape}"
         raise ValueError(f"cond needs one integer label for each example, of shape (); got {got}; {_mended(shape)}")
-    if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < rows:
+    if not isinstance(label, Tracer) and not 0 <= int(label) < rows:
         raise ValueError(
             f"cond needs a label of 0..{rows - 1}; got {int(label)}; number classes from 0, and pass None for no class"
         )
@@ -22,8 +23,9 @@ def check_label(label: Any, rows: int) -> None:
 
 def row_of(table: Float[Array, "rows width"], label: Any) -> Float[Array, "width"]:
     """The label's row; where a traced label is none of the table's, not a number, so that it does not pass for one."""
-    inside = (label >= 0) & (label < len(table))
-    return jnp.where(inside, table[label], jnp.asarray(np.nan, table.dtype))
+    wide = jnp.asarray(label, jnp.promote_types(jnp.result_type(label), jnp.int32))  # a byte may not hold all rows
+    inside = (wide >= 0) & (wide < len(table))
+    return jnp.where(inside, table[wide], jnp.asarray(np.nan, table.dtype))
 
 
 def _mended(shape: tuple[int, ...]) -> str:

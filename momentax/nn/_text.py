@@ -15,8 +15,8 @@ class Text(NamedTuple):
     mask: Bool[Array, " tokens"] | None = None
 
 
-def check_text(cond: Any, width: int, otherwise: str = "") -> None:
-    """Demands one text of embeddings of a width, with a mask of as many bools or none."""
+def checked_text(cond: Any, width: int, otherwise: str = "") -> Text:
+    """The condition, which must be one text of embeddings of a width, with a mask of as many bools or none."""
     shape = jnp.shape(cond.embeddings) if isinstance(cond, Text) else None
     if not isinstance(cond, Text) or shape is None or len(shape) != 2 or shape[1] != width:
         got = type(cond).__name__ if shape is None else shape
@@ -26,3 +26,4 @@ def check_text(cond: Any, width: int, otherwise: str = "") -> None:
     if cond.mask is not None and (jnp.shape(cond.mask) != shape[:1] or jnp.result_type(cond.mask) != jnp.bool_):
         got = f"{jnp.result_type(cond.mask)} of shape {jnp.shape(cond.mask)}"
         raise ValueError(f"cond needs a mask of {shape[0]} bools; got {got}; pass mask.astype(bool), or None for all")
+    return cond

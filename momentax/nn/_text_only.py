@@ -3,7 +3,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Int
 
-from ._text import Text, check_text
+from ._text import Text, checked_text
 
 
 class TextOnly(eqx.Module):
@@ -12,5 +12,4 @@ class TextOnly(eqx.Module):
     width: int = eqx.field(static=True)
 
     def __call__(self, cond: Any) -> tuple[Int[Array, ""] | None, Text | None]:
-        check_text(cond, self.width, ", for no text that of the empty prompt")
-        return None, cond
+        return None, checked_text(cond, self.width, ", for no text that of the empty prompt")

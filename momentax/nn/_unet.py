@@ -44,7 +44,8 @@ class UNet(eqx.Module):
         patch: tiles of `patch` by `patch` pixels become one before the first convolution.
         num_classes: with n, `cond` is one of 0..n-1, or n or `None` for no class.
         text_width: with d, `cond` is a `Text` with embeddings of d numbers, or `None` for a learned token, and
-            attention is the transformer block of Rombach et al. (2022).
+            attention is the transformer block of Rombach et al. (2022). The networks of Stable Diffusion, imported,
+            attend to the padding of their texts: pass no mask.
         dropout: in the residual blocks, which needs a `key` outside of `eqx.nn.inference_mode`.
         dtype: of the layers between input and output; None is that of the parameters, which is the output's.
         remat: recompute each block in the backward pass, which saves memory.
@@ -162,7 +163,7 @@ class UNet(eqx.Module):
         h = skips[-1] if self.middle is None else self.middle(skips[-1], emb, text, middle_key)
         for level in self.up:
             skips, own = skips[: -len(level.steps)], skips[-len(level.steps) :]
-            size = skips[-1].shape[:2] if skips else None
+            size = (skips[-1].shape[0], skips[-1].shape[1]) if skips else None
             h = level.ascend(h, own, size, emb, text, keys.pop())
         return h
 
