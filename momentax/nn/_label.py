@@ -23,7 +23,8 @@ def check_label(label: Any, rows: int) -> None:
 
 def row_of(table: Float[Array, "rows width"], label: Any) -> Float[Array, "width"]:
     """The label's row; where a traced label is none of the table's, not a number, so that it does not pass for one."""
-    wide = jnp.asarray(label, jnp.promote_types(jnp.result_type(label), jnp.int32))  # a byte may not hold all rows
+    given = jnp.asarray(label)
+    wide = given.astype(jnp.int32) if given.dtype.itemsize < 4 else given  # a byte may not hold the number of rows
     inside = (wide >= 0) & (wide < len(table))
     return jnp.where(inside, table[wide], jnp.asarray(np.nan, table.dtype))
 
