@@ -204,7 +204,7 @@ def test_a_label_of_no_row_that_only_the_program_sees_gives_no_number(net, z, la
     assert jnp.isnan(single(net, z[0], jnp.array(1.0), jnp.array(label))).all()
 
 
-def test_a_label_may_be_a_byte_where_a_byte_does_not_hold_all_rows():
+def test_a_label_may_be_a_byte_where_a_byte_does_not_hold_all_rows(unchecked):
     """Nor does their number wrap around to a row."""
     table = Embedding(4, 300, key=jr.key(0))
     for label in (jnp.array(200, jnp.uint8), jnp.array(100, jnp.int8), jnp.array(299, jnp.uint32)):
