@@ -68,7 +68,9 @@ def losses(teacher, **settings):
     yield mm.aux_loss(teacher, teacher, **settings), teacher
     yield mm.joint_loss(teacher, **settings), (teacher, teacher)
     yield mm.instant(teacher, **settings), teacher
-    yield mm.moment_match(teacher, teacher, teacher, **settings).aux, teacher
+    both = mm.moment_match(teacher, teacher, teacher, **settings)
+    assert both.aux is not None
+    yield both.aux, teacher
 
 
 @pytest.mark.parametrize("predict", [mm.predict_v, mm.predict_eps], ids=lambda predict: predict.__name__)

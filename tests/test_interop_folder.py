@@ -16,7 +16,7 @@ import momentax
 from momentax.interop import denoiser_from_diffusers, from_diffusers, schedule_from_diffusers
 
 safetensors = pytest.importorskip("safetensors.numpy")
-SENTENCE = r"^needs .+; got .+; do.+"
+SENTENCE = r"^needs .+; got .+; \w+.+"
 STEM = "diffusion_pytorch_model"
 WEIGHTS = {"slope": np.asarray([0.5, -2.0]), "drift": np.asarray([0.01, 0.02])}
 Z = jnp.asarray([0.7, -0.4])
@@ -77,12 +77,14 @@ def write_pipeline(folder, class_name="DDPMScheduler", network="unet", **setting
     return folder
 
 
-def write_shards(folder, infix=""):
+def write_shards(folder, infix="", index=None):
     write_json(folder / "config.json", _class_name="UNet2DModel")
     places = {name: f"{STEM}-{i:05}-of-00002{infix}.safetensors" for i, name in enumerate(WEIGHTS, 1)}
     for name, place in places.items():
         safetensors.save_file({name: WEIGHTS[name]}, folder / place)
-    write_json(folder / f"{STEM}.safetensors.index{infix}.json", metadata={"total_size": 32}, weight_map=places)
+    write_json(
+        folder / (index or f"{STEM}.safetensors.index{infix}.json"), metadata={"total_size": 32}, weight_map=places
+    )
     return places
 
 
@@ -122,6 +124,68 @@ def test_a_variant_is_taken_where_it_is_asked_for(tmp_path):
 def test_shards_are_one_network(tmp_path, variant):
     write_shards(tmp_path, "" if variant is None else f".{variant}")
     holds_weights(from_diffusers(tmp_path, variant=variant))
+
+
+def test_the_index_of_a_variants_shards_may_be_called_as_it_once_was(tmp_path):
+    write_shards(tmp_path, ".fp16", f"{STEM}.fp16.safetensors.index.json")
+    holds_weights(from_diffusers(tmp_path, variant="fp16"))
+    with pytest.warns(UserWarning, match="the variant 'fp16' alone"):
+        holds_weights(from_diffusers(tmp_path))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_only_variant_there_is_is_taken_with_a_word(tmp_path, sharded):
+    write_shards(tmp_path, ".fp16") if sharded else write_model(tmp_path, infix=".fp16")
+    with pytest.warns(UserWarning, match="weights of the variant 'fp16' alone, which are taken"):
+        holds_weights(from_diffusers(tmp_path))
+    holds_weights(from_diffusers(tmp_path, variant="fp16"))
+
+
+def test_one_of_several_variants_must_be_named(tmp_path):
+    write_model(tmp_path, infix=".fp16")
+    write_model(tmp_path, infix=".non_ema")
+    with pytest.raises(ValueError, match=r"got \['fp16', 'non_ema'\].*; pass variant='fp16'"):
+        from_diffusers(tmp_path)
+    holds_weights(from_diffusers(tmp_path, variant="non_ema"))
+
+
+AVERAGE = {
+    "decay": 0.9999,
+    "inv_gamma": 1.0,
+    "min_decay": 0.0,
+    "optimization_step": 3000,
+    "power": 0.75,
+    "update_after_step": 0,
+    "use_ema_warmup": True,
+}
+
+
+def test_an_average_that_a_training_kept_is_its_network(tmp_path):
+    """What EMAModel says of itself is no option of the network."""
+    holds_weights(from_diffusers(write_model(tmp_path, **AVERAGE)))
+
+
+OTHERS = {name: -array for name, array in WEIGHTS.items()}
+
+
+@pytest.mark.parametrize("name", ["unet", "transformer"])
+def test_of_a_trainings_output_the_average_is_taken_with_a_word(tmp_path, name):
+    write_model(tmp_path / name, weights=OTHERS)
+    np.testing.assert_array_equal(from_diffusers(tmp_path).slope, OTHERS["slope"])
+    write_model(tmp_path / f"{name}_ema", **AVERAGE)
+    with pytest.warns(UserWarning, match=f"has {name} and its average {name}_ema, which is taken"):
+        holds_weights(from_diffusers(tmp_path))
+    given = {"predict": momentax.predict_v, "schedule": momentax.DiscreteSchedule(DDPM)}
+    with pytest.warns(UserWarning, match="which is taken"):
+        holds_weights(denoiser_from_diffusers(tmp_path, **given).net)
+    np.testing.assert_array_equal(from_diffusers(tmp_path / name).slope, OTHERS["slope"])
+
+
+def test_of_a_pipeline_its_own_network_is_taken_with_a_word(tmp_path):
+    write_pipeline(tmp_path)
+    write_model(tmp_path / "unet_ema", weights=OTHERS, **AVERAGE)
+    with pytest.warns(UserWarning, match="is a pipeline with unet, which is taken, and not unet_ema"):
+        holds_weights(denoiser_from_diffusers(tmp_path).net)
 
 
 def test_shards_that_disagree_with_their_index_are_refused(tmp_path):
@@ -288,6 +352,20 @@ def test_a_bare_model_is_given_its_prediction_and_schedule(tmp_path):
             denoiser_from_diffusers(tmp_path, **{missing: given[missing]})
 
 
+def test_a_bare_model_may_be_given_a_scheduler(tmp_path):
+    """By its settings, its file, its folder or its pipeline's; or it lies in the model's own folder."""
+    folder = write_pipeline(tmp_path, prediction_type="v_prediction", beta_start=0.001, num_train_timesteps=50)
+    pipeline, settings = denoiser_from_diffusers(folder), folder / "scheduler" / "scheduler_config.json"
+    for scheduler in (json.loads(settings.read_text()), settings, str(settings.parent), folder):
+        assert eqx.tree_equal(denoiser_from_diffusers(folder / "unet", scheduler=scheduler), pipeline)
+    with pytest.raises(ValueError, match="needs no predict, schedule or scheduler for a pipeline"):
+        denoiser_from_diffusers(folder, scheduler=settings)
+    with pytest.raises(ValueError, match="needs a scheduler, or predict and schedule; got both"):
+        denoiser_from_diffusers(folder / "unet", scheduler=settings, predict=momentax.predict_v)
+    settings.rename(folder / "unet" / "scheduler_config.json")
+    assert eqx.tree_equal(denoiser_from_diffusers(folder / "unet"), pipeline)
+
+
 def test_a_pipeline_of_one_network_may_lie_in_one_folder(tmp_path):
     write_pipeline(tmp_path / "parts")
     for file in ("model_index.json", "unet/config.json", f"unet/{STEM}.safetensors", "scheduler/scheduler_config.json"):
@@ -314,6 +392,26 @@ def test_a_missing_scheduler_is_told(tmp_path):
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=SENTENCE):
         denoiser_from_diffusers(tmp_path)
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+def test_an_average_that_diffusers_saves_is_the_average(tmp_path, real):
+    diffusers = pytest.importorskip("diffusers")
+    training = pytest.importorskip("diffusers.training_utils")
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = diffusers.UNet2DModel(8, block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, **blocks)
+    average = training.EMAModel(unet.parameters(), model_cls=type(unet), model_config=unet.config)
+    for parameter in average.shadow_params:
+        parameter += 1
+    unet.save_pretrained(tmp_path / "unet")
+    average.save_pretrained(tmp_path / "unet_ema")
+    assert set(AVERAGE) <= set(json.loads((tmp_path / "unet_ema" / "config.json").read_text()))
+    plain, moved = (jax.tree.leaves(from_diffusers(tmp_path / name)) for name in ("unet", "unet_ema"))
+    for ours, theirs in zip(plain, moved, strict=True):
+        np.testing.assert_allclose(theirs, ours + 1, rtol=1e-6)
+    with pytest.warns(UserWarning, match="its average unet_ema, which is taken"):
+        assert eqx.tree_equal(jax.tree.leaves(from_diffusers(tmp_path)), moved)
 
 
 @pytest.mark.oracle

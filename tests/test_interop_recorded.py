@@ -39,3 +39,19 @@ def test_the_denoiser_of_a_folder_knows_prediction_and_time(recorded):
         expected = jnp.sqrt(kept) * recorded["z"][i].astype(kept.dtype) - jnp.sqrt(1 - kept) * v
         # A step of float32 log-SNR is 1e-4 of a step of the table.
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def texts():
+    with np.load(HERE / "text.npz", allow_pickle=False) as arrays:
+        return {name: jnp.asarray(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("output", ["output", "masked"])
+def test_a_network_with_text_gives_pytorchs_outputs_on_sides_that_do_not_halve(texts, output):
+    """Images of 7 by 10 at three resolutions; without a mask every token counts, as in Stable Diffusion."""
+    net = mm.interop.from_diffusers(HERE / "text")
+    text = mm.nn.Text(texts["text"], texts["mask"] if output == "masked" else None)
+    found = eqx.filter_jit(lambda net, *args: jax.vmap(net)(*args))(net, texts["z"], texts["t"], text)
+    np.testing.assert_allclose(found, texts[output], rtol=0, atol=2e-5)
+    assert jnp.abs(texts["output"] - texts["masked"]).max() > 100 * 2e-5

@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import jaxtyping
+import numpy as np
 import optax
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from nets import cast, perturbed
 
 from momentax.nn import MLP, DiT, UNet, UViT
+from momentax.nn._embedding import Embedding
 
 SHAPE = (2, 4, 8)
 FIVE = jnp.zeros(5, int)
@@ -156,10 +159,61 @@ def test_a_few_steps_fit_a_few_examples(untrained, z):
     ("call", "message"),
     [
         (lambda: MLP(SHAPE, key=jr.key(0))(jnp.ones(2), jnp.array(0.0)), r"shape \(2, 4, 8\); got \(2,\)"),
-        (lambda: MLP((2,), key=jr.key(0))(jnp.ones(2), jnp.array(0.0), jnp.array(1)), r"do num_classes=n"),
+        (lambda: MLP((2,), key=jr.key(0))(jnp.ones(2), jnp.array(0.0), jnp.array(1)), r"with num_classes=n"),
         (lambda: MLP((2,), num_classes=0, key=jr.key(0)), r"at least 1; got 0"),
     ],
 )
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Types are not checked as the library runs, as users have it."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+ONE = r"^cond needs one integer label for each example, of shape \(\); got "
+RANGE = r"^cond needs a label of 0\.\.3; got "
+WRONG_LABELS = {
+    "a column": (jnp.array([1]), ONE + r"int64 of shape \(1,\); pass y\[:, 0\]"),
+    "one hot": (jnp.array([0, 1, 0]), ONE + r"int64 of shape \(3,\); pass y\.argmax\(-1\)"),
+    "a float": (jnp.array(1.0), ONE + r"float64 of shape \(\); pass y\.astype\(int\)"),
+    "a bool": (jnp.array(True), ONE + "bool of shape"),
+    "a python float": (1.0, "^cond needs an integer label; got a float; pass"),
+    "past the last": (jnp.array(4), RANGE + "4; number classes from 0"),
+    "negative": (-1, RANGE + "-1; number"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_LABELS)
+def test_what_is_no_label_is_told_with_its_shape_its_dtype_or_its_range(net, z, unchecked, name):
+    """Before anything is computed; under a trace, too, all that a trace can know."""
+    label, message = WRONG_LABELS[name]
+    with pytest.raises(ValueError, match=message):
+        net(z[0], jnp.array(1.0), label)
+    if message.startswith(ONE):
+        with pytest.raises(ValueError, match=message):
+            eqx.filter_eval_shape(net, z[0], jnp.array(1.0), label)
+
+
+@pytest.mark.parametrize("label", [4, -1, 10**6])
+def test_a_label_of_no_row_that_only_the_program_sees_gives_no_number(net, z, label):
+    """And does not pass for no class, which is the last row."""
+    assert jnp.isnan(single(net, z[0], jnp.array(1.0), jnp.array(label))).all()
+
+
+def test_a_label_may_be_a_byte_where_a_byte_does_not_hold_all_rows(unchecked):
+    """Nor does their number wrap around to a row."""
+    table = Embedding(4, 300, key=jr.key(0))
+    for label in (jnp.array(200, jnp.uint8), jnp.array(100, jnp.int8), jnp.array(299, jnp.uint32)):
+        expected = table(jnp.array(1.0), jnp.array(int(label)))
+        assert jnp.array_equal(eqx.filter_jit(table)(jnp.array(1.0), label), expected)
+    assert jnp.isnan(eqx.filter_jit(table)(jnp.array(1.0), jnp.array(2**32))).all()
+
+
+def test_whole_numbers_of_any_kind_are_labels(net, z, unchecked):
+    expected = net(z[0], jnp.array(1.0), jnp.array(2))
+    for label in (2, np.int64(2), np.array(2, np.uint8), jnp.array(2, jnp.int16)):
+        assert jnp.allclose(net(z[0], jnp.array(1.0), label), expected, rtol=1e-11, atol=1e-11)

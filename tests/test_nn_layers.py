@@ -185,7 +185,7 @@ def test_an_embedding_adds_the_row_of_its_class(null):
         (lambda: position_table(2, 2, 6), r"divisible by 4 for its positions; got 6"),
         (lambda: check_image("UViT", jnp.ones((2, 8, 7)), 2, 2), r"UViT needs h and w divisible by 2; got \(8, 7\)"),
         (lambda: check_image("UViT", jnp.ones((3, 8, 8)), 2, 2), r"shape \(2, h, w\); got \(3, 8, 8\)"),
-        (lambda: check_image("UViT", jnp.ones((4, 2, 8, 8)), 2, 2), r"do jax.vmap"),
+        (lambda: check_image("UViT", jnp.ones((4, 2, 8, 8)), 2, 2), r"use jax.vmap"),
         (lambda: Embedding(8, 3, null=False, key=jr.key(0))(jnp.array(0.3)), r"needs cond, a class"),
     ],
 )

@@ -210,3 +210,18 @@ def test_half_precision_keeps_gradients_in_the_dtype_of_the_parameters(build):
 def test_mistakes_are_named(build, options, cond, message):
     with pytest.raises(ValueError, match=message):
         build(**options)(Z, T, cond)
+
+
+@both
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (Text(TEXT[None]), r"embeddings of shape \(tokens, 6\); got \(1, 5, 6\); pass a momentax.nn.Text"),
+        (Text(TEXT[:, :5]), r"embeddings of shape \(tokens, 6\); got \(5, 5\)"),
+        (Text(TEXT, MASK[:4]), r"a mask of 5 bools; got bool of shape \(4,\)"),
+        (Text(TEXT, MASK.astype(int)), r"a mask of 5 bools; got int64 of shape \(5,\); pass mask\.astype\(bool\)"),
+    ],
+)
+def test_what_is_no_text_is_told_with_its_shape_or_its_dtype(build, text, message):
+    with pytest.raises(ValueError, match=f"^cond needs {message}"):
+        eqx.filter_eval_shape(build(text_width=6), Z, T, text)

@@ -168,10 +168,36 @@ def test_a_convolution_may_halve_the_size(padding):
 
 
 def test_a_convolution_may_double_the_size():
-    double = perturbed(Resample(3, before=grow, key=jr.key(0)), 1)
+    double = perturbed(Resample(3, grows=True, key=jr.key(0)), 1)
     x = jr.normal(jr.key(2), (2, 3, 3))
     oracle = applied(double.conv, jnp.kron(x, jnp.ones((2, 2, 1))))
     assert jnp.allclose(applied(double, x, ONE[None]), oracle, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 6), (5, 7), (4, 5)])
+def test_a_size_that_did_not_halve_is_grown_to_by_the_nearest_pixel(size):
+    """Pixel i of H is pixel floor(i h / H), with a convolution after it."""
+    double = perturbed(Resample(3, grows=True, key=jr.key(0)), 1)
+    x = jr.normal(jr.key(2), (2, 3, 3))
+    oracle = np.array([[x[i * 2 // size[0], j * 3 // size[1]] for j in range(size[1])] for i in range(size[0])])
+    assert jnp.allclose(double(x, ONE[None], size=size), applied(double.conv, jnp.asarray(oracle)), atol=1e-11)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("padding", [(1, 1), (0, 1)])
+def test_a_unet_whose_sizes_change_by_convolutions_takes_sides_that_do_not_halve(padding, remat):
+    style = UNetStyle(residual_down=False, residual_up=False, down_padding=padding)
+    net = tiny(multipliers=(1, 2, 2), style=style, remat=remat)
+    for h, w in ((4, 5), (7, 6), (9, 11)):
+        assert eqx.filter_eval_shape(net, jnp.ones((2, h, w)), ONE).shape == (2, h, w)
+    squares = eqx.filter_jit(eqx.filter_grad(lambda net: jnp.sum(net(image(side=5), ONE) ** 2)))
+    grads = squares(perturbed(net, 1))
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    if padding == (0, 1):
+        with pytest.raises(ValueError, match=r"needs h and w of at least 4; got \(3, 3\); choose fewer levels"):
+            net(image(side=3), ONE)
+    else:
+        assert eqx.filter_eval_shape(net, image(side=1), ONE).shape == (2, 1, 1)
 
 
 def softmax_attention(attention, x, context):
@@ -357,7 +383,7 @@ def test_half_precision_is_inside_only(options):
     [
         (lambda: tiny()(image(3), ONE), r"shape \(2, h, w\); got \(3, 4, 4\)"),
         (lambda: tiny(multipliers=(1, 2))(image(side=5), ONE), r"divisible by 2; got \(5, 5\)"),
-        (lambda: tiny()(image(), ONE, jnp.array(0)), "do num_classes=n"),
+        (lambda: tiny()(image(), ONE, jnp.array(0)), "with num_classes=n"),
         (lambda: tiny()(image(), ONE, Text(jnp.ones((1, 3)))), "got text_width=None"),
         (lambda: tiny(text_width=3)(image(), ONE, Text(jnp.ones((1, 2)))), r"\(tokens, 3\); got \(1, 2\)"),
         (lambda: tiny(text_width=3)(image(), ONE, jnp.array(0)), r"\(tokens, 3\)"),

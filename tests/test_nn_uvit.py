@@ -120,7 +120,7 @@ def test_it_knows_where_a_pixel_is_by_the_positions_of_the_transformer():
         (lambda: shapes(2, width=8)(jnp.ones((2, 8, 7)), T), r"UViT needs h and w divisible by 2; got \(8, 7\)"),
         (lambda: shapes(2, width=8, patch=2, wavelet=1)(jnp.ones((2, 4, 4)), T), r"divisible by 8; got \(4, 4\)"),
         (lambda: shapes(2, width=8)(jnp.ones((3, 8, 8)), T), r"shape \(2, h, w\); got \(3, 8, 8\)"),
-        (lambda: shapes(2, width=8)(jnp.ones((4, 2, 8, 8)), T), r"do jax.vmap"),
+        (lambda: shapes(2, width=8)(jnp.ones((4, 2, 8, 8)), T), r"use jax.vmap"),
         (lambda: shapes(2, width=6, heads=5), r"divide 12 channels; got 5"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command line, as a stranger uses it: a whole run on real data, and everything that can be asked wrongly."""
 
+import dataclasses
 import errno
 import json
 import pathlib
@@ -9,6 +10,7 @@ import signal
 import tempfile
 from typing import Any, cast
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,12 @@ from momentax import checkpoint
 from momentax.recipes._data import Dataset, load
 from momentax.recipes._finished import Finished
 from momentax.recipes._folder import Folder, _serialised
+from momentax.recipes._imported import teacher_files
 from momentax.recipes._plots import plot_samples
 from momentax.recipes._presets import resolved
 from momentax.recipes._refusal import refusal
-from momentax.recipes._settings import Distill
-from momentax.recipes._teacher import network, record_of, start
+from momentax.recipes._settings import Distill, Run, as_json, from_json
+from momentax.recipes._teacher import guide, network, record_of, start
 
 DIGIT = Dataset("zeros", np.zeros((20, 1, 8, 8), np.float32), None, 0, "made up")
 SHORT = ["--teacher-updates", "40", "--updates", "6", "--batch", "16", "--samples", "64"]
@@ -207,15 +210,25 @@ def test_a_teacher_of_diffusers_is_distilled_and_kept(algorithm, source, told, t
 WRONG_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": ({"teacher": "none"}, "needs a folder for --teacher; got none"),
     "network without a scheduler": ({"teacher": "teacher/unet"}, "needs --teacher-predicts"),
-    "pipeline with a prediction": ({"teacher": "teacher", "teacher_predicts": "v"}, "do drop them"),
+    "pipeline with a prediction": ({"teacher": "teacher", "teacher_predicts": "v"}, "has its own"),
     "trained too": ({"teacher": "teacher", "teacher_updates": 5}, "needs --teacher or --teacher-updates"),
     "network too": ({"teacher": "teacher", "network": "mlp"}, "needs --teacher or --network"),
-    "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with --teacher-predicts"),
+    "prediction without a teacher": ({"teacher_predicts": "v"}, "needs --teacher with what is told of one"),
+    "scheduler without a teacher": ({"teacher_scheduler": "teacher"}, "needs --teacher with what is told of one"),
+    "pipeline with a scheduler": ({"teacher": "teacher", "teacher_scheduler": "teacher"}, "has its own"),
+    "scheduler and betas": (
+        {"teacher": "teacher/unet", "teacher_scheduler": "teacher", "teacher_betas": "linear"},
+        "got both",
+    ),
+    "no scheduler there": (
+        {"teacher": "teacher/unet", "teacher_scheduler": "teacher/unet"},
+        "needs a scheduler_config.json for --teacher-scheduler",
+    ),
+    "no such variant": ({"teacher": "teacher", "teacher_variant": "fp16"}, "needs diffusion_pytorch_model.fp16"),
     "colours": (
         {"teacher": "teacher", "data": "rgb.npz"},
         "got rgb, where UNet needs one image of shape (1, h, w); got",
     ),
-    "images of another size": ({"teacher": "teacher", "data": "odd.npz"}, "needs a teacher of the data's images"),
     "data without labels": ({"teacher": "teacher", "data": "plain.npz"}, "needs labels for a class-conditional"),
     "more classes": ({"teacher": "teacher", "data": "many.npz"}, "needs a teacher of 12 labels"),
     "no class for none": (
@@ -232,18 +245,96 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(name, tm
     (tmp_path / "pickle").mkdir()
     shutil.copyfile(PIPELINE / "unet" / "config.json", tmp_path / "pickle" / "config.json")
     (tmp_path / "pickle" / "diffusion_pytorch_model.bin").write_bytes(b"")
-    for file, classes, side in (("odd", 10, 9), ("plain", None, 8), ("many", 12, 8), ("eleven", 11, 8)):
+    for file, classes, channels in (("rgb", 10, 3), ("plain", None, 1), ("many", 12, 1), ("eleven", 11, 1)):
         labels: dict[str, Any] = {} if classes is None else {"y": np.arange(24) % classes}
-        np.savez(tmp_path / f"{file}.npz", x=np.zeros((24, side, side, 1), np.uint8), **labels)
-    np.savez(tmp_path / "rgb.npz", x=np.zeros((24, 8, 8, 3), np.uint8), y=np.arange(24) % 10)
+        np.savez(tmp_path / f"{file}.npz", x=np.zeros((24, 8, 8, channels), np.uint8), **labels)
     monkeypatch.chdir(tmp_path)
     options, words = WRONG_TEACHERS[name]
-    given = {name: pathlib.Path(value) if name == "teacher" else value for name, value in options.items()}
+    given = {
+        name: pathlib.Path(value) if name in ("teacher", "teacher_scheduler") else value
+        for name, value in options.items()
+    }
     config = Distill(output=tmp_path / "run", **cast(Any, given))
     with pytest.raises((ValueError, OSError), match=f"^needs .*{re.escape(words.removeprefix('needs '))}") as error:
         resolved(*start(Folder(tmp_path / "run"), config, load(config.data))[:2])
     assert "vmap" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def begun(folder, data, **options):
+    """What `momentax distill` starts from, of data in an NPZ file."""
+    config = Distill(output=folder, data=str(data), **cast(Any, options))
+    return start(Folder(folder), config, load(config.data))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_guidance_takes_the_teachers_own_last_label_for_no_class(guidance, tmp_path, capsys):
+    """Not the one after the data's, which are fewer: they are told, and the teacher's number is kept on record."""
+    np.savez(tmp_path / "three.npz", x=np.zeros((24, 8, 8, 1), np.uint8), y=np.arange(24) % 3)
+    told = begun(tmp_path / "run", tmp_path / "three.npz", teacher=PIPELINE, guidance=guidance)
+    assert told.given is not None
+    run, printed = resolved(told.config, told.dataset), capsys.readouterr().out
+    assert "the teacher has the labels 0 to 10, and three has 0 to 2, which are all that the student learns" in printed
+    assert ("--guidance takes 10, the teacher's last, for no class" in printed) == (guidance > 0)
+    record = record_of(run, told.dataset, told.given)
+    assert (record["num_labels"], record["num_classes"]) == (11, 3)
+    z, logsnr, labels = jnp.ones((1, 8, 8), jnp.float32), jnp.float32(0.5), jnp.arange(11, dtype=jnp.int32)
+    each = eqx.filter_jit(lambda net: jax.vmap(net, (None, None, 0))(z, logsnr, labels))(told.given)
+    found = eqx.filter_jit(guide(run, told.given))(z, logsnr, labels[1])
+    np.testing.assert_allclose(found, each[1] + guidance * (each[1] - each[10]), rtol=0, atol=1e-5)
+
+
+def test_guidance_of_a_teacher_that_is_trained_takes_the_label_it_hides(tmp_path):
+    np.savez(tmp_path / "three.npz", x=np.zeros((24, 8, 8, 1), np.uint8), y=np.arange(24) % 3)
+    told = begun(tmp_path / "run", tmp_path / "three.npz", guidance=1.0)
+    teacher = network(told.dataset, jax.random.key(0))
+    assert guide(resolved(told.config, told.dataset), teacher).null == told.dataset.num_classes == 3
+
+
+def test_a_network_is_taken_with_a_scheduler_from_elsewhere_and_kept_with_it(tmp_path, capsys):
+    """As the pipeline that both are of, also from the copy, after the original is gone."""
+    shutil.copytree(PIPELINE, tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "unet").rename(tmp_path / "net")
+    np.savez(tmp_path / "ten.npz", x=np.zeros((24, 8, 8, 1), np.uint8), y=np.arange(24) % 10)
+    options = {"teacher": tmp_path / "net", "teacher_scheduler": tmp_path / "pipeline"}
+    told = begun(tmp_path / "run", tmp_path / "ten.npz", **options)
+    assert eqx.tree_equal(told.given, mm.interop.denoiser_from_diffusers(PIPELINE))
+    folder, run = Folder(tmp_path / "run"), resolved(told.config, told.dataset)
+    folder.create()
+    folder.copy("teacher", teacher_files(tmp_path / "net", tmp_path / "pipeline"))
+    folder.write_json("teacher.json", record_of(run, told.dataset, told.given))
+    assert eqx.tree_equal(
+        begun(tmp_path / "run", tmp_path / "ten.npz", **options)[2:],
+        (record_of(run, told.dataset, told.given), told.given),
+    )
+    shutil.rmtree(tmp_path / "pipeline")
+    shutil.rmtree(tmp_path / "net")
+    again = begun(tmp_path / "run", tmp_path / "ten.npz")
+    assert eqx.tree_equal(again.given, told.given)
+    assert resolved(again.config, again.dataset) == run
+    assert from_json(as_json(run)) == dataclasses.replace(run, output=Run.output)
+
+
+def test_of_a_trainings_output_the_average_is_the_teacher_and_half_precision_is_told(tmp_path, capsys):
+    """Each choice in a line, and the copy holds what was chosen."""
+    output, scheduler = tmp_path / "output", PIPELINE
+    shutil.copytree(PIPELINE / "unet", output / "unet")
+    shutil.copytree(PIPELINE / "unet", output / "unet_ema")
+    stem = output / "unet_ema" / "diffusion_pytorch_model"
+    stem.with_suffix(".safetensors").rename(stem.with_suffix(".fp16.safetensors"))
+    np.savez(tmp_path / "ten.npz", x=np.zeros((24, 8, 8, 1), np.uint8), y=np.arange(24) % 10)
+    begun(tmp_path / "run", tmp_path / "ten.npz", teacher=output, teacher_scheduler=scheduler)
+    printed = capsys.readouterr().out
+    assert "has unet and its average unet_ema, which is taken" in printed
+    assert "weights of the variant 'fp16' alone, which are taken" in printed
+    places = set(teacher_files(output, scheduler))
+    assert places == {
+        "unet_ema/config.json",
+        "unet_ema/diffusion_pytorch_model.fp16.safetensors",
+        "scheduler/scheduler_config.json",
+    }
+    begun(tmp_path / "run", tmp_path / "ten.npz", teacher=output, teacher_scheduler=scheduler, teacher_variant="fp16")
+    assert "variant" not in capsys.readouterr().out
 
 
 def test_another_teacher_in_the_folder_is_refused(finished, tmp_path):

@@ -92,7 +92,7 @@ def halved() -> bytes:
 @pytest.mark.parametrize("raw", [b"", b"text", npy(), halved()], ids=["empty", "text", "npy", "halved"])
 def test_broken_npz_files_are_refused(raw, tmp_path):
     (tmp_path / "a.npz").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"needs an NPZ file of plain arrays; got .*; do write it"):
+    with pytest.raises(ValueError, match=r"needs an NPZ file of plain arrays; got .*; write it"):
         read_npz(tmp_path / "a.npz")
 
 

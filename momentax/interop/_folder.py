@@ -2,16 +2,16 @@
 
 import importlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .._denoiser import Denoiser, Time
 from .._schedule import AbstractSchedule, DiscreteSchedule
-from ._options import Options
-from ._safetensors import read_arrays
-from ._scheduler import Convention, convention, read_json
-from ._tensors import Tensors
+from ._options import Options, read_json
+from ._scheduler import Convention, convention, has_scheduler
+from ._weights import existing, read_weights
 
 _BUILDERS = {
     "DiTTransformer2DModel": "_dit",
@@ -19,30 +19,37 @@ _BUILDERS = {
     "UNet2DConditionModel": "_unet_2d_condition",
     "UNet2DModel": "_unet_2d",
 }
-_STEM = "diffusion_pytorch_model"
+# What diffusers' EMAModel says of itself in the configuration of the network it averages.
+_AVERAGED = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
 
 
 def from_diffusers(folder: str | os.PathLike[str], *, variant: str | None = None) -> Any:
     """The network `net(z, t, cond)` of a model's folder: `config.json` and weights in safetensors, whole or sharded.
 
     A `UNet2DModel`, `UNet2DConditionModel` or `DiTTransformer2DModel` (formerly a `Transformer2DModel`). Every tensor
-    and every option is used or refused.
+    and every option is used or refused. A `UNet2DConditionModel` takes a `momentax.nn.Text`; that of Stable Diffusion
+    attends to the padding of its texts, so pass all the encoder's embeddings, and no mask.
 
     Args:
-        variant: the weights' variant, as in `diffusion_pytorch_model.fp16.safetensors`.
+        folder: the model's; or a training's output, whose average (`unet_ema`) is taken where there is one beside the
+            model (`unet`), with a warning that says so.
+        variant: the weights' variant, as in `diffusion_pytorch_model.fp16.safetensors`; of None the plain weights, or,
+            with a warning, those of the only variant there is.
 
     Raises:
         ValueError: for another class, an option that is not supported, a tensor that is missing, left over or
             misshapen, and for weights as a pickle, which are never read.
     """
-    folder = Path(folder)
-    path = _existing(folder / "config.json")
+    folder = _of_training(Path(folder))
+    path = existing(folder / "config.json")
     values = read_json(path)
     name = values.get("_class_name")
     if name not in _BUILDERS:
-        raise ValueError(f"needs a model out of {sorted(_BUILDERS)}; got {name!r} in {path}; do choose another")
-    options, tensors = Options(values, path), _tensors(folder, variant)
+        raise ValueError(f"needs a model out of {sorted(_BUILDERS)}; got {name!r} in {path}; choose another")
+    options, tensors = Options(values, path), read_weights(folder, variant)
     net = importlib.import_module(f".{_BUILDERS[name]}", __package__).build(options, tensors)
+    for average in _AVERAGED:
+        options.take(average, None)
     options.finish()
     tensors.finish()
     return net
@@ -53,6 +60,7 @@ def denoiser_from_diffusers(
     *,
     predict: Callable[..., Any] | None = None,
     schedule: DiscreteSchedule | None = None,
+    scheduler: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     variant: str | None = None,
     rounded: bool = False,
 ) -> Denoiser:
@@ -63,10 +71,12 @@ def denoiser_from_diffusers(
     sampler does, as the clipping of DDPM (`momentax.clipped`), is left out.
 
     Args:
-        folder: a pipeline's, with `model_index.json`, or one model's, which needs `predict` and `schedule`.
+        folder: a pipeline's, with `model_index.json`, or one model's or a training's, which needs `scheduler`, or
+            `predict` and `schedule`, unless a `scheduler_config.json` lies in it.
         predict: for one model's folder, `momentax.predict_eps` or another.
         schedule: for one model's folder, the table it was trained with.
-        variant: the weights' variant.
+        scheduler: for one model's folder, the settings of a scheduler, or their file, its folder or a pipeline's.
+        variant: the weights' variant, as in `from_diffusers`.
         rounded: gives the network the nearest whole step of its table; by default it is given fractions, which
             embeddings by sines and cosines extend to.
 
@@ -78,34 +88,40 @@ def denoiser_from_diffusers(
     if not folder.is_dir():
         raise FileNotFoundError(f"needs a folder that diffusers wrote; got none at {folder}; check the path")
     if (folder / "model_index.json").is_file():
-        _check_unset(folder, predict, schedule)
+        _check_unset(folder, predict, schedule, scheduler)
         model, (table, predict, time) = _part(folder, _network_of(folder)), convention(folder)
     else:
-        model, (table, predict, time) = folder, _given(folder, predict, schedule)
+        model, (table, predict, time) = folder, _given(folder, predict, schedule, scheduler)
     net, time = from_diffusers(model, variant=variant), _rounded(table, folder) if rounded else time
     return Denoiser(net, predict, time, table)
 
 
-def _check_unset(folder: Path, predict: Any, schedule: Any) -> None:
-    if predict is not None or schedule is not None:
+def _check_unset(folder: Path, *told: Any) -> None:
+    if any(one is not None for one in told):
         raise ValueError(
-            f"needs no predict or schedule for a pipeline, whose scheduler names them; got them with {folder};"
-            " do give the folder of its network"
+            f"needs no predict, schedule or scheduler for a pipeline, which has its own; got one with {folder}; pass"
+            " the folder of its network"
         )
 
 
-def _given(folder: Path, predict: Callable[..., Any] | None, schedule: DiscreteSchedule | None) -> Convention:
-    if predict is None or schedule is None:
-        raise ValueError(
-            f"needs predict and schedule for one model's folder; got {folder} without a model_index.json;"
-            " do give both, or the pipeline's folder"
-        )
-    return Convention(schedule, predict, schedule.step)
+def _given(folder: Path, predict: Callable[..., Any] | None, schedule: Any, scheduler: Any) -> Convention:
+    if scheduler is not None and (predict is not None or schedule is not None):
+        raise ValueError("needs a scheduler, or predict and schedule; got both; leave one out: a scheduler names them")
+    if scheduler is not None:
+        return convention(scheduler)
+    if predict is not None and schedule is not None:
+        return Convention(schedule, predict, schedule.step)
+    if predict is None and schedule is None and has_scheduler(folder):
+        return convention(folder)
+    raise ValueError(
+        f"needs predict and schedule, or a scheduler, for one model's folder; got {folder} without a model_index.json;"
+        " pass them, or the pipeline's folder"
+    )
 
 
 def _rounded(schedule: AbstractSchedule, folder: Path) -> Time:
     if not isinstance(schedule, DiscreteSchedule):
-        raise ValueError(f"needs a table of steps to round to; got continuous time in {folder}; do rounded=False")
+        raise ValueError(f"needs a table of steps to round to; got continuous time in {folder}; pass rounded=False")
     return schedule.nearest_step
 
 
@@ -115,47 +131,31 @@ def _network_of(folder: Path) -> str:
     if len(names) != 1:
         raise ValueError(
             f"needs a pipeline with one unet or transformer; got {names} in {folder / 'model_index.json'};"
-            " do give the folder of one network with predict and schedule"
+            " pass the folder of one network with a scheduler"
         )
     return names[0]
 
 
 def _part(folder: Path, name: str) -> Path:
     """A pipeline's part; in old pipelines of one network everything lies side by side."""
+    average = folder / f"{name}_ema"
+    if _is_model(average):
+        warnings.warn(f"{folder} is a pipeline with {name}, which is taken, and not {average.name}", stacklevel=3)
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _tensors(folder: Path, variant: str | None) -> Tensors:
-    infix = "" if variant is None else f".{variant}"
-    whole, index = folder / f"{_STEM}{infix}.safetensors", folder / f"{_STEM}.safetensors.index{infix}.json"
-    if whole.is_file():
-        return Tensors(read_arrays(whole), whole)
-    if index.is_file():
-        return Tensors(_sharded(index), index)
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if pickles:
-        raise ValueError(
-            f"needs {whole.name}; got {pickles[0]} in {folder}, a pickle, which could run code and is not read;"
-            " do `model.save_pretrained(folder, safe_serialization=True)` with diffusers where you trust it"
-        )
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
-    raise FileNotFoundError(f"needs {whole.name} or {index.name}; got {found} in {folder}; do check folder and variant")
+def _of_training(folder: Path) -> Path:
+    """A model's own folder; in a training's output its only network, or its average."""
+    if (folder / "config.json").is_file():
+        return folder
+    kinds = [name for name in ("unet", "transformer") if _is_model(folder / name) or _is_model(folder / f"{name}_ema")]
+    if len(kinds) != 1:
+        return folder
+    model, average = folder / kinds[0], folder / f"{kinds[0]}_ema"
+    if _is_model(model) and _is_model(average):
+        warnings.warn(f"{folder} has {model.name} and its average {average.name}, which is taken", stacklevel=3)
+    return average if _is_model(average) else model
 
 
-def _sharded(index: Path) -> dict[str, Any]:
-    places = read_json(index).get("weight_map", {})
-    arrays: dict[str, Any] = {}
-    for name in sorted(set(places.values())):
-        if Path(name).name != name:
-            raise ValueError(f"needs shards beside their index; got {name!r} in {index}; do fetch it again")
-        shard = read_arrays(_existing(index.parent / name))
-        if set(shard) != {tensor for tensor, place in places.items() if place == name}:
-            raise ValueError(f"needs {name} to hold what {index} says; got other tensors; do fetch both again")
-        arrays |= shard
-    return arrays
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"needs {path.name}; got none in {path.parent}; do check the folder, or fetch it again")
-    return path
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file()

@@ -1,4 +1,6 @@
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -25,3 +27,14 @@ class Options:
                 f"needs options that are known; got {sorted(self._values)} in {self._source};"
                 " do remove them where they change nothing"
             )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"needs JSON; got {path}, which fails with '{error}'; fetch it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"needs a JSON object; got a {type(values).__name__} in {path}; fetch it again")
+    return values

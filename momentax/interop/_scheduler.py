@@ -1,25 +1,20 @@
 """What a diffusers scheduler says about a network: the schedule, the prediction and the time it was trained with."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import numpy as np
-from jaxtyping import Array, Float, Float64
+from jaxtyping import Array, Float
 
 from .._denoiser import Time, predict_edm, predict_eps, predict_flow, predict_v, predict_x
 from .._schedule import AbstractSchedule, DiscreteSchedule, FlowSchedule, KarrasSchedule, shifted
-from ._options import Options
-
-Betas = Float64[np.ndarray, " steps"]
-
-CLOSE_TO_ZERO = 2.0**-24
-"""What a table that ends at zero SNR ends at instead, so that its log-SNR (-16.6) is finite: diffusers' own number."""
+from ._betas import DDPM, BetaDefaults, alphas_cumprod
+from ._options import Options, read_json
 
 
 class Convention(NamedTuple):
@@ -34,51 +29,50 @@ def schedule_from_diffusers(config: str | os.PathLike[str] | Mapping[str, Any]) 
     r"""The noise schedule of a diffusers scheduler, by its settings or their file, its folder or a pipeline's.
 
     A table of betas becomes a `DiscreteSchedule`; a flow's grid with its shift s a `FlowSchedule` shifted by
-    $-2\ln s$ (one that depends on the resolution is not applied); EDM's levels a `KarrasSchedule`. A table rescaled
-    to end at zero SNR ends at $\bar\alpha = 2^{-24}$ instead.
+    $-2\ln s$ (one that depends on the resolution is not applied); EDM's levels a `KarrasSchedule`. A table that ends
+    at zero SNR ends at $\bar\alpha = 2^{-24}$ instead, or at a quarter of the step before where that is less: finite,
+    and below it. What a scheduler's class takes where its settings do not say is diffusers'.
 
     Raises:
         ValueError: for a scheduler or a setting that is not supported.
     """
+    return convention(config).schedule
+
+
+def convention(config: str | os.PathLike[str] | Mapping[str, Any]) -> Convention:
+    """The convention of a scheduler, by its settings or their file, its folder or a pipeline's."""
     if isinstance(config, Mapping):
-        return _read(config, "the settings that were given").schedule
-    return convention(Path(config)).schedule
-
-
-def convention(path: Path) -> Convention:
-    """The convention of the scheduler in a file or folder."""
-    path = _config_of(path)
+        return _read(config, "the settings that were given")
+    path = _config_of(Path(config))
     return _read(read_json(path), path)
+
+
+def has_scheduler(folder: Path) -> bool:
+    """Whether the settings of a scheduler lie in a folder."""
+    return any(path.is_file() for path in _places(folder))
 
 
 def _read(values: Mapping[str, Any], path: Any) -> Convention:
     name = values.get("_class_name")
     if name not in _READERS:
         raise ValueError(
-            f"needs a scheduler out of {sorted(_READERS)}; got {name!r} in {path}; do build a momentax.Denoiser of the"
+            f"needs a scheduler out of {sorted(_READERS)}; got {name!r} in {path}; build a momentax.Denoiser of the"
             " network with a prediction and a time of your own"
         )
     return _READERS[name](Options(values, path))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"needs JSON; got {path}, which fails with '{error}'; do fetch it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"needs a JSON object; got a {type(values).__name__} in {path}; do fetch it again")
-    return values
-
-
 def _config_of(path: Path) -> Path:
-    for candidate in (path, path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json"):
+    for candidate in (path, *_places(path)):
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"needs a scheduler_config.json; got none at {path}; do give that file, its folder or its pipeline's"
+        f"needs a scheduler_config.json; got none at {path}; pass that file, its folder or its pipeline's"
     )
+
+
+def _places(folder: Path) -> list[Path]:
+    return [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
 
 
 class _FlowTime(eqx.Module):
@@ -102,12 +96,12 @@ class _PredictEDM(eqx.Module):
 _PREDICTIONS = {"epsilon": predict_eps, "sample": predict_x, "v_prediction": predict_v}
 
 
-def _variance_preserving(options: Options) -> Convention:
+def _variance_preserving(options: Options, defaults: BetaDefaults = DDPM, snr_shift: float = 1.0) -> Convention:
     options.take("use_flow_sigmas", False, False, None)
     options.take("timestep_type", "discrete", "discrete")
     options.take("predict_epsilon", True, True)
     predict = _PREDICTIONS[options.take("prediction_type", "epsilon", *_PREDICTIONS)]
-    schedule = DiscreteSchedule(_alphas_cumprod(options))
+    schedule = DiscreteSchedule(alphas_cumprod(options, defaults, snr_shift))
     return Convention(schedule, predict, schedule.step)
 
 
@@ -126,58 +120,39 @@ def _edm(options: Options) -> Convention:
     return Convention(KarrasSchedule(low, high, rho), predict, None)
 
 
+_LATENT = BetaDefaults(0.00085, 0.012)
+_SCALED = _LATENT._replace(schedule="scaled_linear")
+_video = partial(_variance_preserving, defaults=_SCALED, snr_shift=3.0)
+
 _READERS: dict[Any, Callable[[Options], Convention]] = {
+    "CogVideoXDDIMScheduler": _video,
+    "CogVideoXDPMScheduler": _video,
+    "DDIMInverseScheduler": _variance_preserving,
+    "DDIMParallelScheduler": _variance_preserving,
     "DDIMScheduler": _variance_preserving,
+    "DDPMParallelScheduler": _variance_preserving,
     "DDPMScheduler": _variance_preserving,
     "DEISMultistepScheduler": _variance_preserving,
+    "DPMSolverMultistepInverseScheduler": _variance_preserving,
     "DPMSolverMultistepScheduler": _variance_preserving,
+    "DPMSolverSDEScheduler": partial(_variance_preserving, defaults=_LATENT),
     "DPMSolverSinglestepScheduler": _variance_preserving,
     "EDMDPMSolverMultistepScheduler": _edm,
     "EDMEulerScheduler": _edm,
     "EulerAncestralDiscreteScheduler": _variance_preserving,
     "EulerDiscreteScheduler": _variance_preserving,
     "FlowMatchEulerDiscreteScheduler": _flow,
+    "FlowMatchHeunDiscreteScheduler": _flow,
+    "FlowMatchLCMScheduler": _flow,
+    "HeunDiscreteScheduler": partial(_variance_preserving, defaults=_LATENT),
+    "KDPM2AncestralDiscreteScheduler": partial(_variance_preserving, defaults=_LATENT),
+    "KDPM2DiscreteScheduler": partial(_variance_preserving, defaults=_LATENT),
+    "LCMScheduler": partial(_variance_preserving, defaults=_SCALED),
     "LMSDiscreteScheduler": _variance_preserving,
     "PNDMScheduler": _variance_preserving,
+    "RePaintScheduler": _variance_preserving,
+    "SASolverScheduler": _variance_preserving,
+    "TCDScheduler": partial(_variance_preserving, defaults=_SCALED),
+    "UnCLIPScheduler": partial(_variance_preserving, defaults=BetaDefaults(schedule="squaredcos_cap_v2")),
     "UniPCMultistepScheduler": _variance_preserving,
 }
-
-
-def _alphas_cumprod(options: Options) -> Betas:
-    table = np.cumprod(1 - _betas(options))
-    if options.take("rescale_betas_zero_snr", False):
-        root = np.sqrt(table)
-        table = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        table[-1] = CLOSE_TO_ZERO
-    return table
-
-
-def _betas(options: Options) -> Betas:
-    trained = options.take("trained_betas", None)
-    if trained is not None:
-        return np.asarray(trained, np.float64)
-    steps, low, high = (
-        options.take(*pair) for pair in (("num_train_timesteps", 1000), ("beta_start", 1e-4), ("beta_end", 0.02))
-    )
-    return _BETAS[options.take("beta_schedule", "linear", *_BETAS)](steps, low, high)
-
-
-def _linear(steps: int, low: float, high: float) -> Betas:
-    return np.linspace(low, high, steps)
-
-
-def _scaled_linear(steps: int, low: float, high: float) -> Betas:
-    return np.linspace(low**0.5, high**0.5, steps) ** 2
-
-
-def _cosine(steps: int, low: float, high: float) -> Betas:
-    r"""$\bar\alpha = \cos^2(\frac\pi2\frac{t + 0.008}{1.008})$ with betas up to 0.999 (Nichol & Dhariwal 2021)."""
-    kept = np.cos((np.linspace(0, 1, steps + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
-
-
-def _sigmoid(steps: int, low: float, high: float) -> Betas:
-    return low + (high - low) / (1 + np.exp(-np.linspace(-6, 6, steps)))
-
-
-_BETAS = {"linear": _linear, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine, "sigmoid": _sigmoid}

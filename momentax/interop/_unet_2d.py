@@ -19,7 +19,7 @@ _UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
 def build(options: Options, tensors: Tensors) -> UNet:
     """The network of diffusers' `UNet2DModel` in float32, `net(z, step, cond)`; one with classes has none for no class.
 
-    Images may have any size that halves at every level.
+    Images may have any size that halves at every level, and any at all where convolutions halve it.
     """
     return filled(_skeleton(options), tensors)
 

@@ -53,7 +53,9 @@ _IDLE = (
 def build(options: Options, tensors: Tensors) -> UNet:
     """The network of diffusers' `UNet2DConditionModel` in float32, as Stable Diffusion 1 and 2 have it.
 
-    `net(z, step, cond)`, where `cond` is a `momentax.nn.Text`: for no text, that of the empty prompt.
+    `net(z, step, cond)`, where `cond` is a `momentax.nn.Text`: for no text, that of the empty prompt. A mask is what
+    diffusers calls `encoder_attention_mask`, which the pipelines of Stable Diffusion leave out: their networks attend
+    to the padding. Images may have any size.
     """
     linear_projection = options.take("use_linear_projection", False, False, True)
     return filled(_skeleton(options), tensors, linear_projection=linear_projection)

@@ -5,6 +5,8 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from ._label import check_label, row_of
+
 
 class LogSNRFeatures(eqx.Module):
     """32 sines and cosines of the log-SNR.
@@ -65,6 +67,10 @@ class Embedding(eqx.Module):
     $\phi(t)$ are the features of the network's time and $c$ is a row of a table with `num_classes + 1` rows. The last
     is the null class of classifier-free guidance (Ho & Salimans 2022), which `cond=None` selects; a table without a
     null class (`null=False`) has `num_classes` rows. In the dtype of the parameters.
+
+    Raises:
+        ValueError: for a label that is not one integer, or, where it is not traced, not one of the rows. A traced label
+            that is none of the rows gives NaN.
     """
 
     null: bool = eqx.field(static=True)
@@ -103,9 +109,12 @@ class Embedding(eqx.Module):
         if self.classes is None:
             if cond is not None:
                 raise ValueError(
-                    "cond needs a network with classes; got num_classes=None; do num_classes=n or cond=None"
+                    "cond needs a network with classes; got num_classes=None; build it with num_classes=n, or pass None"
                 )
             return h
-        if cond is None and not self.null:
-            raise ValueError("needs cond, a class: this network has none for `None`; got None; do pass its label")
-        return h + self.classes[-1 if cond is None else cond]
+        if cond is None:
+            if not self.null:
+                raise ValueError("needs cond, a class: this network has none for `None`; got None; pass its label")
+            return h + self.classes[-1]
+        check_label(cond, len(self.classes))
+        return h + row_of(self.classes, cond)

@@ -1,5 +1,6 @@
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -43,8 +44,8 @@ class Conv(eqx.Module):
         return y[0] + self.bias.astype(x.dtype)
 
 
-def check_image(name: str, z: Float[Array, "..."], channels: int, multiple: int) -> None:
-    """Demands one image of so many channels whose sides are multiples of a number."""
+def check_image(name: str, z: Float[Array, "..."], channels: int, multiple: int, *, least: int = 1) -> None:
+    """Demands one image of so many channels whose sides are multiples of a number, and not less than another."""
     if z.ndim != 3 or z.shape[0] != channels:
         raise ValueError(
             f"{name} needs one image of shape ({channels}, h, w); got {z.shape};"
@@ -52,8 +53,10 @@ def check_image(name: str, z: Float[Array, "..."], channels: int, multiple: int)
         )
     if z.shape[1] % multiple or z.shape[2] % multiple:
         raise ValueError(
-            f"{name} needs h and w divisible by {multiple}; got {z.shape[1:]}; do choose fewer levels, or pad z"
+            f"{name} needs h and w divisible by {multiple}; got {z.shape[1:]}; choose fewer levels, or pad z"
         )
+    if min(z.shape[1:]) < least:
+        raise ValueError(f"{name} needs h and w of at least {least}; got {z.shape[1:]}; choose fewer levels, or pad z")
 
 
 def space_to_depth(x: Float[Array, "H W c"], factor: int) -> Float[Array, "h w d"]:
@@ -76,6 +79,10 @@ def shrink(x: Float[Array, "H W c"]) -> Float[Array, "h w c"]:
     return x.reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))
 
 
-def grow(x: Float[Array, "h w c"]) -> Float[Array, "H W c"]:
-    """Twice the size, by repetition."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)
+def grow(x: Float[Array, "h w c"], size: tuple[int, int] | None = None) -> Float[Array, "H W c"]:
+    """Twice the size, or another, by repetition: pixel i of H is pixel floor(i h / H)."""
+    h, w, _ = x.shape
+    if size is None or size == (2 * h, 2 * w):
+        return jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)
+    rows, columns = (np.arange(new) * old // new for new, old in zip(size, (h, w), strict=True))
+    return x[rows][:, columns]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._image import Conv
+from ._image import Conv, grow
 from ._linear import Init, Linear
 from ._norm import GroupNorm
 
@@ -96,27 +96,32 @@ class Residual(eqx.Module):
 
 
 class Resample(eqx.Module):
-    """A change of size by a convolution, before which an image may be mapped to another size; takes no embedding."""
+    """A convolution with a change of size: by its stride, or by repetition before it (`grows`); takes no embedding."""
 
-    before: Callable[[Any], Any] | None = eqx.field(static=True)
+    grows: bool = eqx.field(static=True)
     conv: Conv
 
     def __init__(
         self,
         channels: int,
         *,
-        before: Callable[[Any], Any] | None = None,
+        grows: bool = False,
         stride: int = 1,
         padding: tuple[int, int] = (1, 1),
         key: PRNGKeyArray,
     ):
-        self.before = before
+        self.grows = grows
         self.conv = Conv(channels, channels, key=key, init=FAN_IN_UNIFORM, stride=stride, padding=padding)
 
     def __call__(
-        self, h: Float[Array, "H W c"], emb: Float[Array, "e"], *, key: PRNGKeyArray | None = None
+        self,
+        h: Float[Array, "H W c"],
+        emb: Float[Array, "e"],
+        *,
+        size: tuple[int, int] | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "h w c"]:
-        return self.conv(h if self.before is None else self.before(h))
+        return self.conv(grow(h, size) if self.grows else h)
 
 
 def _groups(channels: int) -> int:

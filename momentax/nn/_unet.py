@@ -12,7 +12,7 @@ from ._dropout import keys_or_none
 from ._embedding import Embedding
 from ._image import Conv, check_image, depth_to_space, space_to_depth
 from ._norm import GroupNorm
-from ._residual import FAN_IN_UNIFORM
+from ._residual import FAN_IN_UNIFORM, Resample
 from ._text import Text
 from ._text_only import TextOnly
 from ._unet_level import Level, Middle
@@ -44,16 +44,17 @@ class UNet(eqx.Module):
         patch: tiles of `patch` by `patch` pixels become one before the first convolution.
         num_classes: with n, `cond` is one of 0..n-1, or n or `None` for no class.
         text_width: with d, `cond` is a `Text` with embeddings of d numbers, or `None` for a learned token, and
-            attention is the transformer block of Rombach et al. (2022).
+            attention is the transformer block of Rombach et al. (2022). The networks of Stable Diffusion, imported,
+            attend to the padding of their texts: pass no mask.
         dropout: in the residual blocks, which needs a `key` outside of `eqx.nn.inference_mode`.
         dtype: of the layers between input and output; None is that of the parameters, which is the output's.
         remat: recompute each block in the backward pass, which saves memory.
         style: what else networks of others have otherwise.
 
     Raises:
-        ValueError: if `z` has other channels or a size that does not halve at every level, if `cond` is not what the
-            network was built for, if `heads` does not divide the channels, with both classes and text, and with fewer
-            output than input channels.
+        ValueError: if `z` has other channels or a size that does not halve at every level (where a convolution halves
+            it, any size will do), if `cond` is not what the network was built for, if `heads` does not divide the
+            channels, with both classes and text, and with fewer output than input channels.
     """
 
     channels: int = eqx.field(static=True)
@@ -127,7 +128,7 @@ class UNet(eqx.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "..."]:
-        check_image("UNet", z, self.channels, self.patch * 2 ** (len(self.down) - 1))
+        check_image("UNet", z, self.channels, self.patch * self._divisor, least=self.patch * self._least)
         label, text = self.context(cond)
         dtype = self.first.weight.dtype
         pixels = space_to_depth(jnp.moveaxis(z.astype(dtype), 0, -1), self.patch)
@@ -136,6 +137,21 @@ class UNet(eqx.Module):
         h = depth_to_space(self.last(jax.nn.silu(self.norm(h))), self.patch)
         y = jnp.moveaxis(h, -1, 0)[: self.channels]
         return y / t.astype(y.dtype) if self.divided else y
+
+    @property
+    def _divisor(self) -> int:
+        """What h and w in tiles must divide by: nothing, if every change of size is a convolution."""
+        return 1 if all(level.by_convolution for level in self.down + self.up) else self._halved
+
+    @property
+    def _halved(self) -> int:
+        return 2 ** (len(self.down) - 1)
+
+    @property
+    def _least(self) -> int:
+        """The least sides in tiles of which something is left at the lowest level."""
+        paddings = [level.resample.conv.padding for level in self.down if isinstance(level.resample, Resample)]
+        return self._halved if (0, 1) in paddings else 1
 
     def _down_and_up(
         self, h: Float[Array, "h w c"], emb: Float[Array, "e"], text: Text | None, key: PRNGKeyArray | None
@@ -146,8 +162,9 @@ class UNet(eqx.Module):
             skips += level.descend(skips[-1], emb, text, keys.pop())
         h = skips[-1] if self.middle is None else self.middle(skips[-1], emb, text, middle_key)
         for level in self.up:
-            n = len(level.steps)
-            h, skips = level.ascend(h, skips[-n:], emb, text, keys.pop()), skips[:-n]
+            skips, own = skips[: -len(level.steps)], skips[-len(level.steps) :]
+            size = (skips[-1].shape[0], skips[-1].shape[1]) if skips else None
+            h = level.ascend(h, own, size, emb, text, keys.pop())
         return h
 
 

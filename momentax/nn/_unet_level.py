@@ -35,15 +35,24 @@ class Level(eqx.Module):
         self,
         h: Float[Array, "h w c"],
         skips: Sequence[Float[Array, "..."]],
+        size: tuple[int, int] | None,
         emb: Float[Array, "e"],
         text: Text | None,
         key: PRNGKeyArray | None,
     ) -> Float[Array, "H W d"]:
-        """The next level's input; each block takes the latest skip that is left."""
+        """The next level's input, of that size; each block takes the latest skip that is left."""
         *keys, last_key = keys_or_none(key, len(self.steps) + 1)
         for step, skip, step_key in zip(self.steps, reversed(skips), keys, strict=True):
             h = rematted(step, self.remat)(h, skip, emb, text, step_key)
-        return h if self.resample is None else rematted(self.resample, self.remat)(h, emb, key=last_key)
+        if self.resample is None:
+            return h
+        sized = {"size": size} if isinstance(self.resample, Resample) else {}
+        return rematted(self.resample, self.remat)(h, emb, key=last_key, **sized)
+
+    @property
+    def by_convolution(self) -> bool:
+        """Whether a size is changed by a convolution, if it is: then sides need not halve."""
+        return not isinstance(self.resample, Residual)
 
 
 class Step(eqx.Module):

@@ -79,7 +79,7 @@ class UNetMaker(NamedTuple):
         return Resample(c, stride=2, padding=self.style.down_padding, key=key)
 
     def _doubling(self, c: int, residual: bool, key: PRNGKeyArray) -> Residual | Resample:
-        return self._block(c, c, key, resample=grow) if residual else Resample(c, before=grow, key=key)
+        return self._block(c, c, key, resample=grow) if residual else Resample(c, grows=True, key=key)
 
     def _attention(
         self, i: int, norm: GroupNorm | None, divisor: float, key: PRNGKeyArray

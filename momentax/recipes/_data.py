@@ -8,21 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int32, Shaped, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
-from ._formats import (
-    box_halved,
-    channels_first,
-    gunzip,
-    on_white,
-    read_idx,
-    read_npz,
-    read_png,
-    read_tar,
-    require,
-    scaled,
-    verified,
-)
+from ._formats import box_halved, gunzip, on_white, read_idx, read_png, read_tar, require, scaled, verified
+from ._own import read_own
+from ._pixels import Pixels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,11 +20,12 @@ class Dataset:
     """Images in [-1, 1], channels first, and what class each is of.
 
     Labels run from 0 to `num_classes - 1`; without labels `y` is None and there are 0 classes. `source` names
-    the package the images come from and their licence.
+    the package the images come from and their licence. Images that came as bytes stay bytes, and are scaled when some
+    of them are taken, `x[rows]`.
     """
 
     name: str
-    x: Float32[np.ndarray, "n c h w"]
+    x: Float32[np.ndarray, "n c h w"] | Pixels
     y: Int32[np.ndarray, "n"] | None
     num_classes: int
     source: str
@@ -45,7 +36,7 @@ def load(name_or_path: str, *, split: str = "train") -> Dataset:
 
     An NPZ file holds `x` of shape [n, h, w, c] with 1 to 4 channels, and optionally `y`, integer labels of
     shape [n] from 0 on. Bytes run from 0, black, to 255, white. Floats are in [-1, 1]; if none is negative
-    they are refused as [0, 1] by mistake.
+    they are refused as [0, 1] by mistake. What looks otherwise than images is refused with what mends it, or told.
 
     The archives of `icons` and `emoji` are looked for in the current folder and in `$MOMENTAX_DATA` (or
     `~/.cache/momentax`); the error of a missing one says how to fetch it. Only `fashion-mnist` has a "test"
@@ -136,7 +127,7 @@ _FASHION_MNIST = {
 
 def _fashion_mnist(split: str) -> Dataset:
     prefix = {"train": "train", "test": "t10k"}[split]
-    x = scaled(_fashion_file(f"{prefix}-images-idx3-ubyte.gz")[..., None])
+    x = Pixels(_fashion_file(f"{prefix}-images-idx3-ubyte.gz")[..., None])
     y = _fashion_file(f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32)
     return Dataset("fashion-mnist", x, y, 10, f"dataset-fashion-mnist (Debian), {split} split, MIT")
 
@@ -148,50 +139,10 @@ def _fashion_file(name: str) -> UInt8[np.ndarray, "..."]:
 
 
 def _npz(path: Path) -> Dataset:
-    arrays = read_npz(path)
-    if not {"x"} <= set(arrays) <= {"x", "y"}:
-        raise ValueError(
-            f"needs arrays named x and, optionally, y; got {sorted(arrays)} in {path}; "
-            "do write it with numpy.savez(path, x=x, y=y)"
-        )
-    x = _images(arrays["x"], path)
-    y = _labels(arrays["y"], len(x), path) if "y" in arrays else None
-    num_classes = 0 if y is None else int(y.max()) + 1
-    return Dataset(path.stem, x, y, num_classes, f"{path}, the user's own")
-
-
-def _images(x: Shaped[np.ndarray, "..."], path: Path) -> Float32[np.ndarray, "n c h w"]:
-    if x.ndim != 4 or x.size == 0 or x.shape[-1] > 4:
-        raise ValueError(
-            f"needs x of shape [n, h, w, c] with 1 to 4 channels; got {x.shape} in {path}; "
-            "do add the channel as x[..., None], or move it last by numpy.moveaxis(x, 1, -1)"
-        )
-    if x.dtype == np.uint8:
-        return scaled(x)
-    if not np.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"needs x of uint8 or floats; got {x.dtype} in {path}; do x.astype(numpy.uint8)")
-    low, high = float(x.min()), float(x.max())
-    if not (-1 <= low < 0 and high <= 1):
-        raise ValueError(
-            f"needs finite floats in [-1, 1], some of them negative; got {low} to {high} in {path}; "
-            "do 2 * x - 1 where they are in [0, 1]"
-        )
-    return channels_first(x)
-
-
-def _labels(y: Shaped[np.ndarray, "..."], n: int, path: Path) -> Int32[np.ndarray, "n"]:
-    if y.shape != (n,):
-        raise ValueError(
-            f"needs y of shape [{n}], one label for each image; got {y.shape} in {path}; do make them agree"
-        )
-    if not np.issubdtype(y.dtype, np.integer):
-        raise ValueError(f"needs y of integers; got {y.dtype} in {path}; do y.astype(numpy.int32)")
-    if y.min() < 0 or y.max() >= np.iinfo(np.int32).max:
-        raise ValueError(
-            f"needs labels 0 .. classes - 1; got {y.min()} to {y.max()} in {path}; "
-            "do y = numpy.unique(y, return_inverse=True)[1]"
-        )
-    return y.astype(np.int32)
+    x, y, notes = read_own(path)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    return Dataset(path.stem, x, y, 0 if y is None else int(y.max()) + 1, f"{path}, the user's own")
 
 
 def _found(name: str, command: str, *folders: Path) -> Path:

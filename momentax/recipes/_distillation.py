@@ -34,7 +34,7 @@ def distil(config: Run, start: Start, folder: Folder, run: dict[str, Any] | None
     keys = jax.random.split(jax.random.key(config.seed), 3)
     teacher, record = _teacher(config, start, folder, run, keys)
     student = _student(config, start.dataset, folder, run, teacher, keys[2])
-    _report(config, start.dataset, folder, run, record, guide(config, start.dataset, teacher), student)
+    _report(config, start.dataset, folder, run, record, guide(config, teacher), student)
     clear(folder)
     end(folder)
     print(f"{table(folder.read_json('report.json'))}\n{folder.path}: report.json, samples.png, curves.png")
@@ -48,9 +48,9 @@ def _teacher(config: Run, start: Start, folder: Folder, run: dict[str, Any], key
         if start.given is not None:
             return start.given, start.record
         return folder.read_weights("teacher.eqx", network(start.dataset, keys[0], config.network)), start.record
-    record, teacher = record_of(config, start.dataset), start.given
+    record, teacher = record_of(config, start.dataset, start.given), start.given
     if config.teacher is not None:
-        folder.copy("teacher", teacher_files(config.teacher))
+        folder.copy("teacher", teacher_files(config.teacher, config.teacher_scheduler))
     else:
         teacher = _taught(config, start.dataset, folder, run, keys)
     folder.write_json("teacher.json", record)

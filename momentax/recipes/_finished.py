@@ -62,7 +62,7 @@ def opened(config: Draw, samples: int) -> Finished:
     model = given or network(dataset, jax.random.key(0), settings.network)
     if config.model != "teacher" or given is None:
         model = folder.read_weights(f"{config.model}.eqx", model)
-    model = guide(settings, dataset, model) if config.model == "teacher" else model
+    model = guide(settings, model) if config.model == "teacher" else model
     return Finished(folder, settings, data, dataset, model, kernel, steps, count)
 
 

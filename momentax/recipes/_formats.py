@@ -89,17 +89,18 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"needs an NPZ file of plain arrays; got {path}, which fails with '{error}'; "
-            "do write it with numpy.savez(path, x=x, y=y)"
+            "write it with numpy.savez(path, x=x, y=y)"
         ) from error
 
 
-def scaled(x: Real[np.ndarray, "n h w c"], white: int = 255) -> Float32[np.ndarray, "n c h w"]:
+def scaled(x: Real[np.ndarray, "*n h w c"], white: int = 255) -> Float32[np.ndarray, "*n c h w"]:
     """Black (0) to -1 and white to 1."""
-    y = channels_first(x)
+    y = np.moveaxis(x, -1, -3).astype(np.float32, order="C")
     y /= white / 2
     y -= 1
     return y
 
 
 def channels_first(x: Real[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n c h w"]:
-    return np.moveaxis(x, -1, 1).astype(np.float32, order="C")
+    """In float32; the array itself, seen otherwise, where it is one channel of that already."""
+    return np.moveaxis(x, -1, 1).astype(np.float32, order="C", copy=False)

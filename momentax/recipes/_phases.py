@@ -75,7 +75,7 @@ def teaching(config: Run, dataset: Dataset, network: mm.Denoiser, key: PRNGKeyAr
 
 def distillation(config: Run, dataset: Dataset, teacher: mm.Denoiser, key: PRNGKeyArray) -> Phase:
     """A student of the teacher, by the configured algorithm, from the teacher's own weights."""
-    guided = guide(config, dataset, teacher)
+    guided = guide(config, teacher)
     algorithm = {"alternating": _alternating, "joint": _joint, "instant": _instant}[config.algorithm]
     turns, losses, optimizers, state, prepare = algorithm(config, guided, teacher, key)
     return Phase(

@@ -132,8 +132,9 @@ def _check_teacher(config: Run) -> None:
             f"needs --teacher or --network; got both, {config.teacher} and {config.network};"
             " do drop one: the teacher that is given is the network"
         )
-    if config.teacher is None and (config.teacher_predicts or config.teacher_betas):
-        raise ValueError("needs --teacher with --teacher-predicts and --teacher-betas; got none; do name its folder")
+    told = [config.teacher_predicts, config.teacher_betas, config.teacher_scheduler, config.teacher_variant]
+    if config.teacher is None and any(told):
+        raise ValueError("needs --teacher with what is told of one (--teacher-...); got none; name its folder")
 
 
 def _check_optimizer(config: Run) -> None:

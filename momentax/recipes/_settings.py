@@ -61,6 +61,10 @@ class Distill:
     """of a network's folder, which has no scheduler to tell"""
     teacher_betas: Literal["linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2"] | None = None
     """of a network's folder: the thousand steps it was trained with, in diffusers' names"""
+    teacher_scheduler: Path | None = None
+    """of a network's folder, in place of both: a scheduler_config.json, its folder or a pipeline's"""
+    teacher_variant: str | None = None
+    """of the weights, as fp16; None is the plain ones, or the only variant there is"""
     network: Network | None = None
     """of a teacher that is trained; None is an MLP up to 8x8 and a UViT above, or what the teacher in the folder has"""
     algorithm: Literal["alternating", "joint", "instant"] = "alternating"
@@ -180,7 +184,8 @@ def from_json(values: Any) -> Run:
     if wrong:
         got = ", ".join(f"{name} {told[name]!r}" for name in wrong)
         raise ValueError(f"needs settings that this version knows; got {got}; use the version that wrote them")
-    paths: dict[str, Any] = {"teacher": Path(values["teacher"])} if values.get("teacher") else {}
+    names = ("teacher", "teacher_scheduler")
+    paths: dict[str, Any] = {name: Path(values[name]) for name in names if values.get(name)}
     return Run(**(values | paths))
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 import momentax as mm
@@ -17,6 +18,10 @@ from ._presets import suited
 from ._settings import Distill, Network, Run
 
 _KEYS = ("data", "shape", "num_classes", "sha256", "teacher_updates")
+_TOLD = ("teacher_predicts", "teacher_betas", "teacher_scheduler", "teacher_variant")
+
+_PIECE = 2**20
+"""How many numbers are hashed at once."""
 
 
 class Start(NamedTuple):
@@ -47,24 +52,31 @@ def start(folder: Folder, config: Distill, dataset: Dataset) -> Start:
     return Start(config, dataset, record, given)
 
 
-def record_of(config: Run, dataset: Dataset) -> dict[str, Any]:
-    """What is kept on record of a teacher."""
+def record_of(config: Run, dataset: Dataset, given: mm.Denoiser | None = None) -> dict[str, Any]:
+    """What is kept on record of a teacher: of one that is given the number of its own labels, too."""
     made = identity(dataset) | {"teacher_updates": config.teacher_updates, "seed": config.seed}
     if config.teacher is None:
         return made | {"network": config.network or suited(dataset.x.shape[1:])}
-    told = {"teacher_predicts": config.teacher_predicts, "teacher_betas": config.teacher_betas}
-    return made | told | {"folder": str(config.teacher), "files": checksum(teacher_files(config.teacher))}
+    values = {name: getattr(config, name) for name in _TOLD}
+    told = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    files = checksum(teacher_files(config.teacher, config.teacher_scheduler))
+    labels = {} if given is None else {"num_labels": cast(Any, given.net).num_labels}
+    return made | told | labels | {"folder": str(config.teacher), "files": files}
 
 
 def _kept(folder: Folder, config: Distill, record: dict[str, Any]) -> tuple[Distill, mm.Denoiser]:
-    if config.teacher is not None and checksum(teacher_files(config.teacher)) != record["files"]:
+    given = None if config.teacher is None else teacher_files(config.teacher, config.teacher_scheduler)
+    if given is not None and checksum(given) != record["files"]:
         raise ValueError(
             f"needs the teacher that {folder.path} has, of {record['folder']}; got other files in {config.teacher};"
             " do choose another --output"
         )
-    told = {name: record[name] for name in ("teacher_predicts", "teacher_betas")}
-    config = dataclasses.replace(config, teacher=Path(record["folder"]), **told)
-    return config, read_teacher(folder.path / "teacher", config)
+    told = {name: record.get(name) for name in _TOLD}
+    scheduler = told["teacher_scheduler"] and Path(told["teacher_scheduler"])
+    told |= {"teacher": Path(record["folder"]), "teacher_scheduler": scheduler}
+    config = dataclasses.replace(config, **told)
+    # A scheduler from elsewhere lies in the copy.
+    return config, read_teacher(folder.path / "teacher", dataclasses.replace(config, teacher_scheduler=None))
 
 
 def _check_none(folder: Folder, record: dict[str, Any] | None) -> None:
@@ -89,13 +101,22 @@ def _check_fits(folder: Folder, config: Distill, dataset: Dataset, record: dict[
 
 def identity(dataset: Dataset) -> dict[str, Any]:
     """What must be equal for a teacher to be of this data."""
-    content = hashlib.sha256(dataset.x.tobytes() + (b"" if dataset.y is None else dataset.y.tobytes()))
     return {
         "data": dataset.name,
         "shape": list(dataset.x.shape[1:]),
         "num_classes": dataset.num_classes,
-        "sha256": content.hexdigest(),
+        "sha256": _sha256(dataset),
     }
+
+
+def _sha256(dataset: Dataset) -> str:
+    """Of all images as float32, and then of all labels; some megabytes of them at a time."""
+    content, size = hashlib.sha256(), max(1, _PIECE // dataset.x[0].size)
+    for start in range(0, len(dataset.x), size):
+        content.update(np.ascontiguousarray(dataset.x[start : start + size]).data)
+    if dataset.y is not None:
+        content.update(np.ascontiguousarray(dataset.y).data)
+    return content.hexdigest()
 
 
 def network(dataset: Dataset, key: PRNGKeyArray, kind: Network | None = None) -> mm.Denoiser:
@@ -109,6 +130,6 @@ def network(dataset: Dataset, key: PRNGKeyArray, kind: Network | None = None) ->
     return mm.Denoiser(makers[kind or suited(shape)](), schedule=mm.CosineSchedule())
 
 
-def guide(config: Run, dataset: Dataset, teacher: Any) -> Any:
-    """The teacher as it is matched and sampled: with guidance, where there is any; no class is the one after all."""
-    return mm.guided(teacher, config.guidance, jnp.asarray(dataset.num_classes)) if config.guidance else teacher
+def guide(config: Run, teacher: Any) -> Any:
+    """The teacher as it is matched and sampled: with guidance, where there is any; no class is its own last label."""
+    return mm.guided(teacher, config.guidance, jnp.asarray(teacher.net.num_labels - 1)) if config.guidance else teacher
