@@ -31,6 +31,8 @@ FLOORS = {
     "_sample": 2,
     "interop": 2,
     "_judge": 3,
+    "description": 3,
+    "_distilled": 4,
     "_instant": 4,
     "_losses": 4,
     "_diagnosis": 5,
