@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import momentax as mm
+from momentax import description
 
 from ._data import Dataset
 from ._settings import Distill
@@ -36,10 +37,17 @@ def read_teacher(folder: Path, config: Distill) -> mm.Denoiser:
             f"needs --teacher-predicts for a network without a scheduler; got {folder}; do say what it was trained"
             " to predict, and under which --teacher-betas if not linear"
         )
+    told = imported(config)
+    return mm.interop.denoiser_from_diffusers(folder, predict=told.predict, schedule=told.schedule)
+
+
+def imported(config: Distill) -> description.Imported:
+    """The run's copy of the teacher's folder, and what the configuration says of a network without a scheduler."""
+    if config.teacher_predicts is None:
+        return description.Imported()
     betas = {"_class_name": "DDPMScheduler", "beta_schedule": config.teacher_betas or "linear"}
     schedule: Any = mm.interop.schedule_from_diffusers(betas)
-    predict = _PREDICTIONS[config.teacher_predicts]
-    return mm.interop.denoiser_from_diffusers(folder, predict=predict, schedule=schedule)
+    return description.Imported("teacher", _PREDICTIONS[config.teacher_predicts], schedule)
 
 
 def as_taught(teacher: mm.Denoiser, dataset: Dataset, guidance: float) -> Dataset:

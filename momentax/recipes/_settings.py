@@ -147,6 +147,11 @@ class Run(Distill):
     b1: float = 0.0
 
 
+def schedule_of(config: Distill) -> mm.AbstractSchedule:
+    """The schedule of the rollouts and of every sampler of the run."""
+    return SCHEDULES[config.schedule]()
+
+
 _OF_THE_PLACE = ("output", "overwrite", "resume", "checkpoint_every")
 
 
