@@ -13,6 +13,9 @@ from ._denoiser import predict_score as predict_score
 from ._denoiser import predict_v as predict_v
 from ._denoiser import predict_x as predict_x
 from ._diagnosis import nonfinite_logsnr as nonfinite_logsnr
+from ._distilled import Distilled as Distilled
+from ._distilled import load as load
+from ._distilled import load_teacher as load_teacher
 from ._divergence import Divergence as Divergence
 from ._divergence import squared_error as squared_error
 from ._finite import update_if_finite as update_if_finite

@@ -33,6 +33,8 @@ FLOORS = {
     "_sample": 3,
     "interop": 2,
     "_judge": 4,
+    "description": 4,
+    "_distilled": 5,
     "_instant": 5,
     "_losses": 5,
     "_diagnosis": 6,

@@ -62,7 +62,7 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     for picture in ("samples.png", "curves.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
     names = {path.name for path in finished.iterdir()}
-    weights = {"teacher.eqx", "teacher.json", "student.eqx"}
+    weights = {"teacher.eqx", "teacher.json", "student.eqx", "student.json"}
     assert names == weights | {"report.json", "samples.png", "curves.png", "losses.jsonl"}
 
 
@@ -74,6 +74,17 @@ def test_what_the_command_says_on_its_way_can_be_read_in_a_file(finished):
     assert all(re.fullmatch(shown, line) for line in lines), lines
     assert any(line.startswith("teacher: 40 of 40 updates, ") and ", teacher=" in line for line in lines)
     assert any(line.startswith("alternating: 6 of 6 updates, ") and ", student=" in line for line in lines)
+
+
+def test_a_student_is_loaded_from_its_two_files_alone_and_draws(finished, tmp_path):
+    for name in ("student.eqx", "student.json"):
+        shutil.copyfile(finished / name, tmp_path / name)
+    loaded = mm.load(tmp_path)
+    assert (loaded.k, loaded.shape, loaded.num_classes) == (8, (1, 8, 8), 10)
+    assert loaded.configuration["updates"] == 6
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        drawn = loaded.sampler(jax.random.key(0), loaded.shape, jnp.asarray(3))
+    assert drawn.shape == (1, 8, 8)
 
 
 def test_every_loss_is_on_record_and_the_report_is_of_these(finished):

@@ -8,17 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from momentax import description
+
 from ._data import Dataset
 from ._evaluation import distance, evaluate, labels_like
 from ._folder import Folder
-from ._imported import teacher_files
+from ._imported import imported, teacher_files
 from ._journal import Journal, clear, curves, distances
 from ._phases import Phase, distillation, teaching
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
-from ._settings import Run, as_json
+from ._settings import KERNELS, Run, as_json, schedule_of
 from ._state import State
-from ._teacher import Start, guide, network, record_of
+from ._teacher import Start, described, guide, network, record_of
 from ._training import Trial, train
 from ._unfinished import begin, completed, end
 
@@ -27,6 +29,7 @@ def distil(config: Run, start: Start, folder: Folder, run: dict[str, Any] | None
     """Goes on with an unfinished run, or begins one, and leaves the report and all that belongs to it."""
     if run is None:
         end(folder)
+        folder.remove("student.json")
         clear(folder)
         run = begin(folder, config, start.dataset)
     else:
@@ -34,6 +37,7 @@ def distil(config: Run, start: Start, folder: Folder, run: dict[str, Any] | None
     keys = jax.random.split(jax.random.key(config.seed), 3)
     teacher, record = _teacher(config, start, folder, run, keys)
     student = _student(config, start.dataset, folder, run, teacher, keys[2])
+    _describe(config, start, folder, teacher)
     _report(config, start.dataset, folder, run, record, guide(config, teacher), student)
     clear(folder)
     end(folder)
@@ -81,6 +85,15 @@ def _student(config: Run, dataset: Dataset, folder: Folder, run: dict[str, Any],
     _complete(folder, run, "distillation", journal, state)
     clear(folder)
     return student
+
+
+def _describe(config: Run, start: Start, folder: Folder, teacher: Any) -> None:
+    """Writes what `momentax.load` needs besides the weights."""
+    dataset = start.dataset
+    denoiser = imported(config) if config.teacher is not None else described(dataset, config.network)
+    made = schedule_of(config.schedule, teacher), KERNELS[config.kernel], as_json(config)
+    told = description.Description(denoiser, dataset.x.shape[1:], dataset.num_classes, config.k, *made)
+    folder.write_json("student.json", told.as_json())
 
 
 def _trained(phase: Phase, journal: Journal, config: Run, trial: Trial | None = None) -> State:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import momentax as mm
+from momentax import description
 
 from ._data import Dataset
 from ._settings import Distill
@@ -55,9 +56,17 @@ def _convention(folder: Path, config: Distill) -> dict[str, Any]:
         return {"scheduler": _scheduler_file(scheduler)}
     if config.teacher_predicts is None:
         return _own_scheduler(folder)
+    told = imported(config)
+    return {"predict": told.predict, "schedule": told.schedule}
+
+
+def imported(config: Distill) -> description.Imported:
+    """The run's copy of the teacher's folder, and what the configuration says of a network without a scheduler."""
+    if config.teacher_predicts is None:
+        return description.Imported(variant=config.teacher_variant)
     betas = {"_class_name": "DDPMScheduler", "beta_schedule": config.teacher_betas or "linear"}
-    schedule = mm.interop.schedule_from_diffusers(betas)
-    return {"predict": _PREDICTIONS[config.teacher_predicts], "schedule": schedule}
+    schedule: Any = mm.interop.schedule_from_diffusers(betas)
+    return description.Imported("teacher", _PREDICTIONS[config.teacher_predicts], schedule, config.teacher_variant)
 
 
 def _own_scheduler(folder: Path) -> dict[str, Any]:

@@ -158,6 +158,12 @@ class Run(Distill):
     output: Path = Path("runs/digits")
 
 
+def schedule_of(name: str, teacher: Any) -> mm.AbstractSchedule:
+    """The schedule of the rollouts and of every sampler of a run."""
+    named = SCHEDULES[name]()
+    return mm.default_schedule(teacher) if named is None else named
+
+
 _OF_THE_PLACE = ("output", "overwrite", "resume", "checkpoint_every")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 import momentax as mm
+from momentax import description
 
 from ._data import Dataset
 from ._folder import Folder
@@ -121,13 +122,20 @@ def _sha256(dataset: Dataset) -> str:
 
 def network(dataset: Dataset, key: PRNGKeyArray, kind: Network | None = None) -> mm.Denoiser:
     """An untrained denoiser of the data: it predicts v, on the cosine schedule; one class more is for "none"."""
-    shape, told = dataset.x.shape[1:], {"num_classes": dataset.num_classes or None, "key": key}
-    makers = {
-        "mlp": lambda: mm.nn.MLP(shape, width=256, depth=3, **told),
-        "uvit": lambda: mm.nn.UViT(shape[0], depth=4, patch=2, **told),
-        "uvit-small": lambda: mm.nn.UViT(shape[0], width=64, multipliers=(1,), depth=2, heads=2, patch=4, **told),
+    return described(dataset, kind).untrained(key)
+
+
+def described(dataset: Dataset, kind: Network | None = None) -> description.Network:
+    """The network of that kind, or the one that suits the data, by class and arguments."""
+    shape, classes = dataset.x.shape[1:], {"num_classes": dataset.num_classes or None}
+    uvit = {"channels": shape[0], **classes}
+    known = {
+        "mlp": ("MLP", {"shape": shape, "width": 256, "depth": 3, **classes}),
+        "uvit": ("UViT", uvit | {"depth": 4, "patch": 2}),
+        "uvit-small": ("UViT", uvit | {"width": 64, "multipliers": (1,), "depth": 2, "heads": 2, "patch": 4}),
     }
-    return mm.Denoiser(makers[kind or suited(shape)](), schedule=mm.CosineSchedule())
+    name, arguments = known[kind or suited(shape)]
+    return description.Network(name, arguments, schedule=mm.CosineSchedule())
 
 
 def guide(config: Run, teacher: Any) -> Any:
