@@ -49,7 +49,7 @@ def test_a_student_is_loaded_as_it_was_written_and_draws(name, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda made: type(made).__name__)
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda made: getattr(made, "__name__", type(made).__name__))
 def test_schedule_and_kernel_come_back_to_the_last_bit(schedule, kernel, tmp_path):
     written(tmp_path, schedule=schedule, kernel=kernel)
     found = description.read(tmp_path)

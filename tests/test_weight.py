@@ -15,11 +15,18 @@ import momentax
 FORMULAS = {
     momentax.edm_weight: lambda logsnr: 4 + np.exp(logsnr),
     momentax.flat_weight: lambda logsnr: 1.0,
+    momentax.min_snr_weight: lambda logsnr: min(np.exp(logsnr), 1.0),
     momentax.snr_weight: lambda logsnr: np.exp(logsnr),
     momentax.truncated_snr_weight: lambda logsnr: max(np.exp(logsnr), 1.0),
     momentax.v_weight: lambda logsnr: np.exp(logsnr) + 1,
 }
-SHIFTED = [momentax.edm_weight, momentax.snr_weight, momentax.truncated_snr_weight, momentax.v_weight]
+SHIFTED = [
+    momentax.edm_weight,
+    momentax.min_snr_weight,
+    momentax.snr_weight,
+    momentax.truncated_snr_weight,
+    momentax.v_weight,
+]
 ROUNDING = 1e-14
 """A handful of float64 operations, each within half of 2.2e-16, exp at an exact argument."""
 
