@@ -7,26 +7,46 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+# Their draws under `jax.vmap` follow the first key alone, so that an example's noise depends on its neighbours.
+_UNMAPPABLE = ("rbg", "unsafe_rbg")
+
 
 def check_key(key: Any) -> None:
-    """Demands one typed key."""
+    """Demands one typed key whose draws `jax.vmap` leaves as they are."""
     if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"needs a typed key; got {_described(key)}; do `jax.random.key(seed)`")
+        raise TypeError(f"needs a typed key; got {_described(key)}; use `jax.random.key(seed)`")
     if key.shape != ():
-        raise ValueError(f"needs one key; got keys of shape {key.shape}; do `key = keys[0]` or split inside a vmap")
+        raise ValueError(f"needs one key; got keys of shape {key.shape}; pass `keys[0]`, or split inside a vmap")
+    if (name := str(jax.random.key_impl(key))) in _UNMAPPABLE:
+        raise ValueError(
+            f"needs a key with independent draws under jax.vmap; got one of {name!r}, which has not;"
+            ' use `jax.random.key(seed, impl="threefry2x32")`'
+        )
 
 
 def check_batch(x: Any, cond: PyTree[Any] = None) -> None:
     """Demands a non-empty floating-point batch, and a conditioning whose every leaf has its length."""
-    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"needs a floating-point batch x; got {_described(x)}; do `x.astype(jnp.float32)`, scaled")
+    if not _is_array(x):
+        raise TypeError(f"needs a floating-point batch x as a JAX or NumPy array; got {_described(x)}; {_CONVERT}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"needs a floating-point batch x; got {_described(x)}; use `x.astype(jnp.float32)`, scaled")
     if x.ndim == 0 or x.shape[0] == 0:
-        raise ValueError(f"needs a batch x of shape [n, ...] with n >= 1; got shape {x.shape}; do `x[None]`")
+        raise ValueError(f"needs a batch x of shape [n, ...] with n >= 1; got shape {x.shape}; use `x[None]`")
+    check_cond(cond)
     for path, leaf in jax.tree.leaves_with_path(cond):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != x.shape[0]:
             raise ValueError(
                 f"needs cond{jax.tree_util.keystr(path)} batched with x, {x.shape[0]} examples;"
-                f" got shape {jnp.shape(leaf)}; do `jnp.broadcast_to` or take as many"
+                f" got shape {jnp.shape(leaf)}; use `jnp.broadcast_to`, or `jnp.asarray` of a list of labels"
+            )
+
+
+def check_cond(cond: PyTree[Any]) -> None:
+    """Demands a conditioning of arrays and numbers."""
+    for path, leaf in jax.tree.leaves_with_path(cond):
+        if not (_is_array(leaf) or isinstance(leaf, bool | int | float | np.generic)):
+            raise TypeError(
+                f"needs cond{jax.tree_util.keystr(path)} as a JAX or NumPy array; got {_described(leaf)}; {_CONVERT}"
             )
 
 
@@ -35,27 +55,21 @@ def check_even(x: Float[Array, "n *x"]) -> None:
     if x.shape[0] % 2:
         raise ValueError(
             f"needs an even batch, to split into two independent halves; got {x.shape[0]} examples;"
-            " do take one more or one less"
+            f" take {'two' if x.shape[0] == 1 else 'one more or one less'}"
         )
 
 
-def check_steps(k: Any) -> None:
-    """Demands a whole number of sampling steps."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ValueError(f"needs a whole number of steps k >= 1; got {k!r}; do `k=8`")
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Demands a number in a closed interval."""
+    if not low <= value <= high:
+        raise ValueError(f"needs {name} in [{low}, {high}]; got {value!r}; choose one inside")
 
 
 def check_shape(shape: Any) -> None:
     """Demands the shape of one example."""
     whole = isinstance(shape, tuple | list) and all(isinstance(size, int | np.integer) and size > 0 for size in shape)
     if not whole:
-        raise ValueError(f"needs the shape of one example, positive whole numbers; got {shape!r}; do `x[0].shape`")
-
-
-def check_within(name: str, value: float, low: float, high: float) -> None:
-    """Demands a number in a closed interval."""
-    if not low <= value <= high:
-        raise ValueError(f"needs {name} in [{low}, {high}]; got {value!r}; do choose one inside")
+        raise ValueError(f"needs the shape of one example, positive whole numbers; got {shape!r}; use `x[0].shape`")
 
 
 def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -63,7 +77,17 @@ def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
 
+_CONVERT = "use `jnp.asarray(x.numpy())` for a PyTorch tensor, `np.asarray(x)` of numbers for anything else"
+
+
+def _is_array(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "OSUMm"
+    return isinstance(value, jax.Array)
+
+
 def _described(value: Any) -> str:
-    if hasattr(value, "dtype"):
+    if isinstance(value, jax.Array | np.ndarray):
         return f"{value.dtype}{list(value.shape)}"
-    return type(value).__name__
+    module = type(value).__module__.partition(".")[0]
+    return type(value).__name__ if module == "builtins" else f"{module}.{type(value).__name__}"

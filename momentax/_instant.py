@@ -62,7 +62,7 @@ def instant(
     loss = _Instant(teacher, precond, draws, weight, divergence, tangent, filter_spec)
     if like is not None:
         x, cond = like if isinstance(like, tuple) else (like, None)
-        eqx.filter_eval_shape(loss, teacher, x, jax.random.key(0), cond)
+        eqx.filter_eval_shape(loss, teacher, x, jax.random.key(0, impl="threefry2x32"), cond)
     return loss
 
 

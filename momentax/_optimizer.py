@@ -2,6 +2,8 @@
 
 import optax
 
+from ._number import check_real
+
 
 def paper_optimizer(
     learning_rate: float,
@@ -21,11 +23,13 @@ def paper_optimizer(
         learning_rate: at the end of the warm-up. The paper does not print it; 1e-6 to 1e-5 for its networks.
         updates: after how many the rate is zero, the warm-up's included.
         warmup: updates from zero to `learning_rate`; fewer than `updates`.
-        clip: the largest global norm of a gradient.
+        clip: the largest global norm of a gradient; inf for no clipping.
         b1: of the first moment, which the paper does without; above zero, and below one, this is Adam in full.
     """
-    if not 0 <= b1 < 1:
-        raise ValueError(f"needs 0 <= b1 < 1; got {b1!r}; do take 0, or 0.9")
+    check_real("clip", clip, "(0, inf]", "use 1.0, or inf for no clipping")
+    check_real("b1", b1, "[0, 1)", "use 0.0, or 0.9")
+    check_real("b2", b2, "[0, 1)", "use 0.99")
+    check_real("eps", eps, "[0, inf)", "use 1e-12")
     if not (learning_rate > 0 and 0 <= warmup < updates):
         raise ValueError(
             "needs a positive learning rate and 0 <= warmup < updates;"

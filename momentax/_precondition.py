@@ -10,6 +10,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._number import check_real
 from ._shard import cut, whole
 
 
@@ -56,6 +57,7 @@ def adam_preconditioner(opt_state: PyTree[Any], *, b2: float = 0.999, eps: float
     Raises:
         ValueError: where the state contains none, or several, or has seen no gradient.
     """
+    _check_settings(b2, eps)
     state = _only(_adam_states(opt_state))
     if not isinstance(state.count, Tracer) and int(jnp.asarray(state.count)) < 1:
         raise ValueError("needs an Adam state that has seen a gradient; got count 0; do update it at least once")
@@ -87,6 +89,7 @@ def estimate_preconditioner(
     Raises:
         ValueError: where there are no batches.
     """
+    _check_settings(b2, eps)
     adam = optax.scale_by_adam(b2=b2, eps=eps)
 
     @eqx.filter_jit
@@ -100,6 +103,11 @@ def estimate_preconditioner(
         x, cond = batch if isinstance(batch, tuple) else (batch, None)
         state = observe(state, teacher, x, jax.random.fold_in(key, i), cond)
     return adam_preconditioner(state, b2=b2, eps=eps)
+
+
+def _check_settings(b2: Any, eps: Any) -> None:
+    check_real("b2", b2, "[0, 1)", "use 0.999, or what the optimiser had")
+    check_real("eps", eps, "[0, inf)", "use 1e-8, or what the optimiser had")
 
 
 def _scaled(grad: Float[Array, "..."] | None, scale: Float[Array, "..."] | None) -> Float[Array, "..."] | None:

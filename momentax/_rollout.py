@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ._contract import at_least_single, check_batch, check_key, check_steps
+from ._contract import at_least_single, check_batch, check_key
 from ._defaults import check_trained_range, default_schedule, trained_under
 from ._denoiser import Denoiser, denoise, underlying
+from ._number import whole
 from ._process import conditional_posterior, marginal
 from ._schedule import AbstractSchedule, KarrasSchedule
 from ._shard import Axes
@@ -81,6 +82,10 @@ class Forward(eqx.Module):
         return Draw(x, marginal(x, logsnr).sample(place.key), logsnr, cond, place.net_key)
 
 
+def _steps(k: Any) -> int:
+    return whole("k", k, 1, "use 8")
+
+
 class Rollout(eqx.Module):
     r"""One step of the student's sampler: the first lines of Algorithms 2 and 3 of Salimans et al. 2024.
 
@@ -98,14 +103,11 @@ class Rollout(eqx.Module):
     """
 
     schedule: AbstractSchedule | None = None
-    k: int = eqx.field(default=8, static=True)
+    k: int = eqx.field(default=8, static=True, converter=_steps)
     kernel: Callable[..., Any] = conditional_posterior
     times: Times = stratified
     axis_name: Axes | None = eqx.field(default=None, static=True)
     part: Part | None = None
-
-    def __check_init__(self):
-        check_steps(self.k)
 
     def __call__(
         self, student: Callable[..., Any], x: Float[Array, "n *x"], key: PRNGKeyArray, cond: PyTree[Any] = None

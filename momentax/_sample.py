@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._contract import check_key, check_shape, check_steps
+from ._contract import check_cond, check_key, check_shape
 from ._defaults import default_schedule
 from ._denoiser import denoise
+from ._number import whole
 from ._process import conditional_posterior
 from ._schedule import AbstractSchedule
 
@@ -37,8 +38,8 @@ def ancestral_sampler(
         A callable pytree `(key, shape, cond=None) -> [*shape]` for one example. A batch is a `jax.vmap` over keys
         (and cond), so a sample depends on its own key only: `jax.vmap(lambda key: sample(key, shape))(keys)`.
     """
-    check_steps(k)
-    return _AncestralSampler(denoiser, k, default_schedule(denoiser) if schedule is None else schedule, kernel)
+    schedule = default_schedule(denoiser) if schedule is None else schedule
+    return _AncestralSampler(denoiser, whole("k", k, 1, "use 8"), schedule, kernel)
 
 
 class _AncestralSampler(eqx.Module):
@@ -50,6 +51,7 @@ class _AncestralSampler(eqx.Module):
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...], cond: PyTree[Any] = None) -> Float[Array, "..."]:
         check_key(key)
         check_shape(shape)
+        check_cond(cond)
         key_noise, key_steps, key_nets = jax.random.split(key, 3)
 
         def step(state, i):

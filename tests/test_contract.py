@@ -10,9 +10,10 @@ from helpers import Tanh, linear
 from jax.sharding import AxisType
 
 import momentax as mm
-from momentax._contract import at_least_single, check_batch, check_key, check_shape, check_steps, check_within
+from momentax._contract import at_least_single, check_batch, check_key, check_shape, check_within
+from momentax._number import whole
 
-SENTENCE = r"^needs .+; got .+; do .+"
+SENTENCE = r"^needs .+; got .+; .+"
 
 
 @pytest.mark.parametrize("key", [jax.random.PRNGKey(0), 0, None, jnp.zeros(2, jnp.uint32)])
@@ -68,11 +69,20 @@ def test_a_batch_of_any_floating_point_with_its_conditioning_passes(dtype):
     check_batch(jnp.zeros(1, dtype))
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.0, True, "8", None])
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize("k", [0, -1, 2.0, True, np.True_, "8", None, float("nan")])
 def test_a_number_of_steps_is_a_positive_whole_number(k):
-    with pytest.raises(ValueError, match=SENTENCE):
-        check_steps(k)
-    check_steps(1)
+    for make in (lambda: whole("k", k, 1, "use 8"), lambda: mm.Rollout(k=k), lambda: mm.ancestral_sampler(NET, k)):
+        with pytest.raises(ValueError, match=SENTENCE):
+            make()
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize("k", [4, np.int64(4), np.uint8(4), jnp.asarray(4, jnp.int32)])
+def test_whole_numbers_of_every_library_are_numbers_of_steps(k):
+    for found in (whole("k", k, 1, "use 8"), mm.Rollout(k=k).k, mm.ancestral_sampler(NET, k).k):
+        assert type(found) is int
+        assert found == 4
 
 
 @pytest.mark.parametrize("shape", [3, None, "ab", (3.0,), (-1,), (2, 0), (None,), jnp.ones(2)])
@@ -178,9 +188,43 @@ def test_what_is_no_batch_is_refused_before_anything_is_asked(name):
 @pytest.mark.usefixtures("_as_users_run_it")
 @pytest.mark.parametrize("name", BATCHED)
 def test_a_conditioning_that_is_not_the_batchs_is_refused_before_anything_is_asked(name):
-    for cond in (COND[:7], jnp.zeros(()), 1, "cat", {"label": COND, "text": COND[:4]}, [COND, 0.5]):
+    for cond in (COND[:7], jnp.zeros(()), 1, {"label": COND, "text": COND[:4]}, [COND, 0.5]):
         with pytest.raises(ValueError, match=SENTENCE):
             BOUNDARY[name](NET, X, KEY, cond)
+
+
+class Tensor:
+    """What a DataLoader of PyTorch gives, as far as it goes: its dtype is none of NumPy's."""
+
+    dtype, shape, ndim = "torch.float32", (8, 3), 2
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+def test_a_tensor_is_refused_with_what_makes_an_array_of_it():
+    for name in BATCHED:
+        with pytest.raises(TypeError, match=r"got test_contract.Tensor; use `jnp.asarray\(x.numpy\(\)\)`"):
+            BOUNDARY[name](NET, Tensor(), KEY)
+    for name in BOUNDARY:
+        with pytest.raises(TypeError, match=r"needs cond.+ got test_contract.Tensor; use"):
+            BOUNDARY[name](NET, X, KEY, {"label": Tensor()})
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_whose_draws_depend_on_their_neighbours_are_refused(impl):
+    for name in BOUNDARY:
+        with pytest.raises(ValueError, match=r"needs a key with independent draws .+threefry2x32"):
+            BOUNDARY[name](NET, X, jax.random.key(0, impl=impl), COND)
+
+
+def test_an_instant_loss_is_built_for_its_data_under_any_default_of_keys():
+    with jax.default_prng_impl("rbg"):
+        mm.instant(Tanh(linear(jax.random.key(0, impl="threefry2x32"))), like=jnp.ones((4, 3)))
+
+
+def test_one_example_is_not_told_to_become_none():
+    with pytest.raises(ValueError, match="got 1 examples; take two"):
+        mm.instant(NET)(NET, X[:1], KEY)
 
 
 @pytest.mark.parametrize("name", ["denoising_loss", "instant", "ancestral_sampler"])

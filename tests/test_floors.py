@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "momentax"
 FLOORS = {
-    "_contract": 0,
+    "_contract": -1,
+    "_number": -1,
     "_divergence": 0,
     "_extra": 0,
     "_finite": 0,

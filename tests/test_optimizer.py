@@ -106,5 +106,16 @@ def test_settings_without_a_rise_and_a_fall_are_refused(rate, updates, warmup):
 
 @pytest.mark.parametrize("b1", [-0.1, 1.0, float("nan")])
 def test_a_first_moment_that_never_moves_or_never_ends_is_refused(b1):
-    with pytest.raises(ValueError, match=r"^needs 0 <= b1 < 1; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs b1 as a number in \[0, 1\); got .+; use .+"):
         momentax.paper_optimizer(1e-3, 10, warmup=1, b1=b1)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"clip": 0.0}, {"clip": -1.0}, {"clip": float("nan")}, {"b2": 1.0}, {"b2": -0.1}, {"eps": -1e-8}],
+    ids=str,
+)
+def test_settings_that_freeze_or_ascend_are_refused(setting):
+    (name,) = setting
+    with pytest.raises(ValueError, match=rf"^needs {name} as a number in .+; got .+; use .+"):
+        momentax.paper_optimizer(1e-3, 10, warmup=1, **setting)
