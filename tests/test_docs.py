@@ -2,14 +2,19 @@
 
 import importlib
 import inspect
+import json
 import pathlib
 import re
 import shutil
 
+import equinox as eqx
 import jax
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 import momentax
+from momentax import description
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -17,17 +22,47 @@ PUBLIC = re.findall(r"import \w+ as (\w+)", pathlib.Path(momentax.__file__).read
 MODULES = ["momentax", "momentax.checkpoint", "momentax.interop", "momentax.nn", "momentax.metrics"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_python_block_runs(page, tmp_path, monkeypatch):
-    """One namespace a page, from top to bottom, with JAX as users have it; a folder of diffusers lies there."""
-    shutil.copytree(ROOT / "tests" / "diffusers" / "ddpm-pipeline", tmp_path / "ddpm-pipeline")
-    monkeypatch.chdir(tmp_path)
+def executed(page, folder, monkeypatch, **names):
+    """What is left of a page's blocks, run from top to bottom in one namespace, with JAX as users have it.
+
+    A pipeline of diffusers and the folder of a finished run lie in the folder.
+    """
+    shutil.copytree(ROOT / "tests" / "diffusers" / "ddpm-pipeline", folder / "ddpm-pipeline")
+    monkeypatch.chdir(folder)
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    namespace = {"__name__": "__main__"}
+    namespace = {"__name__": "__main__", **names}
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        finished_run(folder / "runs" / "digits")
         for number, block in enumerate(blocks):
             exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
     assert blocks or page.name not in ("README.md", "teachers.md", "usage.md")
+    return namespace
+
+
+def finished_run(folder):
+    """What `momentax.load` reads of one: a student of digits that has learned nothing."""
+    folder.mkdir(parents=True)
+    net = description.Network("MLP", {"shape": (1, 8, 8), "width": 16, "depth": 1, "num_classes": 10})
+    told = description.Description(net, (1, 8, 8), 10, 8, momentax.CosineSchedule(), momentax.conditional_posterior, {})
+    (folder / "student.json").write_text(json.dumps(told.as_json()))
+    eqx.tree_serialise_leaves(folder / "student.eqx", net.untrained(jax.random.key(0)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_python_block_runs(page, tmp_path, monkeypatch):
+    """With loops of at most twenty rounds."""
+    executed(page, tmp_path, monkeypatch, range=lambda *ends: range(*ends)[:20])
+
+
+@pytest.mark.slow
+def test_the_first_page_shows_the_method_and_its_picture_is_what_its_code_draws(tmp_path, monkeypatch):
+    """Both students are nearer to the data than their teacher in as many steps, the alternating one by far."""
+    figures = executed(ROOT / "README.md", tmp_path, monkeypatch)["distances"]
+    assert figures["student, 4 steps"] < 0.4 * figures["teacher, 4 steps"]
+    assert figures["instant student, 4 steps"] < 0.8 * figures["teacher, 4 steps"]
+    drawn, shown = (plt.imread(path).astype(float) for path in (tmp_path / "ring.png", ROOT / "docs" / "ring.png"))
+    assert drawn.shape == shown.shape
+    assert np.mean(np.abs(drawn - shown)) < 0.02
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
