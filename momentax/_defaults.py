@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from ._denoiser import Denoiser, predict_eps, predict_score, underlying
+from ._denoiser import Denoiser, predict_eps, predict_score, predict_x, underlying
 from ._schedule import AbstractSchedule, KarrasSchedule, ends, truncated
 from ._weight import flat_weight, min_snr_weight, snr_weight, v_weight
 
@@ -43,7 +43,10 @@ def default_weight(teacher: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def default_denoising_weight(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The weight that trains a denoiser: that of an unweighted loss on the noise for noise and score, else on v."""
+    """The weight that trains a denoiser: that of an unweighted loss on the noise for noise and score, on x, or on v."""
+    bare = underlying(model)
+    if isinstance(bare, Denoiser) and bare.predict is predict_x:
+        return flat_weight
     return snr_weight if magnifies(model) else v_weight
 
 

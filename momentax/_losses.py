@@ -32,8 +32,8 @@ def denoising_loss(
     Args:
         schedule: what the model is trained under; None is its own, `default_schedule(model)`. Tell it to the denoiser
             (`Denoiser(net, predict, time, schedule)`): a student's rollouts are bounded by it.
-        weight: w(s); None is that of an unweighted loss on v, `v_weight`, and for a model that predicts the noise or
-            the score of one on the noise, `snr_weight`.
+        weight: w(s); None is that of an unweighted loss on what the model predicts: `flat_weight` for x, `snr_weight`
+            for the noise and the score, `v_weight` for everything else.
         times: p(s) in the schedule's time: `stratified` or `uniform`.
         divergence: what the error is measured by.
         axis_name: the mesh axis the batch is spread over.
