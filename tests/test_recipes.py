@@ -62,7 +62,7 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     for picture in ("samples.png", "curves.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
     names = {path.name for path in finished.iterdir()}
-    weights = {"teacher.eqx", "teacher.json", "student.eqx", "student.json"}
+    weights = {"teacher.eqx", "teacher.json", "student.eqx", "student.json", "data.json", "labels.npy"}
     assert names == weights | {"report.json", "samples.png", "curves.png", "losses.jsonl"}
 
 

@@ -19,6 +19,7 @@ from ._phases import Phase, distillation, teaching
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
 from ._settings import KERNELS, Run, as_json, schedule_of
+from ._source import FILES, keep
 from ._state import State
 from ._teacher import Start, described, guide, network, record_of
 from ._training import Trial, train
@@ -29,7 +30,8 @@ def distil(config: Run, start: Start, folder: Folder, run: dict[str, Any] | None
     """Goes on with an unfinished run, or begins one, and leaves the report and all that belongs to it."""
     if run is None:
         end(folder)
-        folder.remove("student.json")
+        for name in ("student.json", *FILES):
+            folder.remove(name)
         clear(folder)
         run = begin(folder, config, start.dataset)
     else:
@@ -88,8 +90,9 @@ def _student(config: Run, dataset: Dataset, folder: Folder, run: dict[str, Any],
 
 
 def _describe(config: Run, start: Start, folder: Folder, teacher: Any) -> None:
-    """Writes what `momentax.load` needs besides the weights."""
+    """Writes what `momentax.load`, `sample` and `evaluate` need besides the weights."""
     dataset = start.dataset
+    keep(folder, config.data, dataset)
     denoiser = imported(config) if config.teacher is not None else described(dataset, config.network)
     made = schedule_of(config.schedule, teacher), KERNELS[config.kernel], as_json(config)
     told = description.Description(denoiser, dataset.x.shape[1:], dataset.num_classes, config.k, *made)
