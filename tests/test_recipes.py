@@ -59,6 +59,8 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     assert set(report["figures"]["teacher"]) == {"8", "16", "64", "256"}
     assert set(report["figures"]["student"]) == {"8"}
     assert all(np.isfinite(row["frechet_distance"]) for row in report["figures"]["teacher"].values())
+    assert (report["floor"]["samples"], report["floor"]["images"]) == (64, 256)
+    assert 0 < report["floor"]["frechet_distance"] < report["figures"]["student"]["8"]["frechet_distance"]
     for picture in ("samples.png", "curves.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
     names = {path.name for path in finished.iterdir()}

@@ -18,7 +18,7 @@ from ._folder import Folder
 from ._formats import require
 from ._interrupt import Terminated, deferred, status
 from ._lock import Lock
-from ._plots import plot_samples
+from ._plots import columns, plot_samples
 from ._presets import check_enough, check_seed, resolved
 from ._program import command
 from ._refusal import refusal
@@ -87,7 +87,9 @@ def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
         labels = labels_like(finished.outline, len(drawn), config.seed)
         arrays = {"x": np.moveaxis(drawn, 1, -1)} | ({} if labels is None else {"y": labels})
         folder.write("drawn.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
-        plot_samples(folder, "drawn.png", {f"from {i}": drawn[i : i + 16] for i in range(0, min(len(drawn), 256), 16)})
+        row = columns(drawn)
+        starts = range(0, min(len(drawn), 16 * row), row)
+        plot_samples(folder, "drawn.png", {f"from {start}": drawn[start : start + row] for start in starts})
         of = f"{len(drawn)} samples of the {config.model} at {finished.k} steps"
         print(f"{of}: {folder.path / 'drawn.npz'}, drawn.png")
 

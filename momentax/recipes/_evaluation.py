@@ -60,16 +60,25 @@ def distances(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> dict[s
 def evaluate(
     config: Run, dataset: Dataset, teacher: Any, student: Any
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Float[np.ndarray, "n c h w"]]]:
-    """Distances of the student at k steps and the teacher at several, and the samples behind them, by label."""
+    """Distances of the student at k steps and the teacher at several, and the samples behind them.
+
+    The samples are by label, which has the Frechet distance.
+    """
     figures: dict[str, dict[str, dict[str, float]]] = {"student": {}, "teacher": {}}
     drawn = {}
     for name, steps in [("student", config.k), *(("teacher", n) for n in sorted({config.k, 8, 16, 64, 256}))]:
         model, kernel = (student, KERNELS[config.kernel]) if name == "student" else (teacher, mm.conditional_posterior)
         samples = draw(model, steps, config.schedule, kernel, dataset, config.samples, config.seed)
         figures[name][str(steps)] = distances(samples, dataset)
-        drawn[f"{name}, {steps} steps"] = samples[:64]
-        print(f"{name} at {steps} steps: Frechet distance {figures[name][str(steps)]['frechet_distance']:.3f}")
+        frechet = figures[name][str(steps)]["frechet_distance"]
+        drawn[f"{name}, {steps} steps  {short(frechet)}"] = samples[:64]
+        print(f"{name} at {steps} steps: Frechet distance {frechet:.3f}")
     return figures, drawn
+
+
+def short(distance: float) -> str:
+    """A distance in few digits, for a label."""
+    return f"{distance:.2f}" if distance >= 0.1 else f"{distance:.1g}"
 
 
 def _features(samples: Float[np.ndarray, "n c h w"], dataset: Dataset) -> tuple[Any, Any]:
