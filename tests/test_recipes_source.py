@@ -162,6 +162,15 @@ def test_data_that_are_gone_are_told_before_anything_is_drawn(finished, monkeypa
     assert "name where they are by --data" in told("evaluate", "--output", "run")
 
 
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_run_that_is_being_made_anew_is_unfinished(command, finished, monkeypatch):
+    """Whatever the one before left there."""
+    monkeypatch.setattr(Finished, "drawn", lambda self, seed: pytest.fail("drawn"))
+    (finished / "run.json").write_text("{}")
+    words = "needs a finished run in run; got an unfinished one; run `momentax distill --resume --output run` first"
+    assert words in told(command, "--output", "run")
+
+
 def test_a_run_goes_on_from_another_folder(finished, tmp_path, monkeypatch):
     """With the data from where they were when it began."""
     folder, seen = Folder(tmp_path / "begun"), []

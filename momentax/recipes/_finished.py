@@ -37,10 +37,14 @@ class Finished(NamedTuple):
 
 
 def check_finished(folder: Folder) -> None:
-    """Demands a finished run in a folder, and tells which there are beside it."""
-    if folder.has("report.json"):
+    """Demands a finished run in a folder, and tells which there are beside it.
+
+    One that is being made anew is none, though the report of the last one is there: its files may be of either.
+    """
+    unfinished = folder.has("run.json")
+    if folder.has("report.json") and not unfinished:
         return
-    found, first = ("an unfinished one", ["--resume"]) if folder.has("run.json") else ("none", [])
+    found, first = ("an unfinished one", ["--resume"]) if unfinished else ("none", [])
     raise FileNotFoundError(
         f"needs a finished run in {folder.path}; got {found}; run `{command('distill', folder.path, *first)}` first,"
         f" or name the --output of another one{folder.beside('report.json')}"
