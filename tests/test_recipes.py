@@ -59,10 +59,12 @@ def test_a_run_leaves_report_pictures_and_weights(finished):
     assert set(report["figures"]["teacher"]) == {"8", "16", "64", "256"}
     assert set(report["figures"]["student"]) == {"8"}
     assert all(np.isfinite(row["frechet_distance"]) for row in report["figures"]["teacher"].values())
+    assert (report["floor"]["samples"], report["floor"]["images"]) == (64, 256)
+    assert 0 < report["floor"]["frechet_distance"] < report["figures"]["student"]["8"]["frechet_distance"]
     for picture in ("samples.png", "curves.png"):
         assert (finished / picture).read_bytes().startswith(b"\x89PNG")
     names = {path.name for path in finished.iterdir()}
-    weights = {"teacher.eqx", "teacher.json", "student.eqx", "student.json"}
+    weights = {"teacher.eqx", "teacher.json", "student.eqx", "student.json", "data.json", "labels.npy"}
     assert names == weights | {"report.json", "samples.png", "curves.png", "losses.jsonl"}
 
 

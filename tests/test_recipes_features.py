@@ -224,7 +224,7 @@ def test_evaluate_takes_another_sampler_and_says_so(brief, finished):
         (["--features", "inception"], "efficientnet"),
         (["--features"], "needs --features; got none"),
         (["--kernel", "ddim", "--noise", "0.2"], "needs --kernel or --noise; got both, ddim and 0.2"),
-        (["--noise", "1.5"], "needs gamma in [0.0, 1.0]; got 1.5"),
+        (["--noise", "1.5"], "needs 0 <= --noise <= 1; got 1.5"),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_anything_is_drawn(arguments, words, finished, monkeypatch):

@@ -53,7 +53,7 @@ def refused(*arguments: str) -> str:
 OTHERS = {
     "steps": (["--k", "4"], "--k 8 -> 4"),
     "algorithm": (["--algorithm", "instant"], "--algorithm alternating -> instant"),
-    "schedule": (["--schedule", "flow"], "--schedule cosine -> flow"),
+    "schedule": (["--schedule", "flow"], "--schedule teacher -> flow"),
     "batch": (["--batch", "32"], "--batch 16 -> 32"),
     "rate": (["--learning-rate", "0.5"], "--learning-rate 0.001 -> 0.5"),
     "seed": (["--seed", "1"], "--seed 0 -> 1"),
@@ -235,6 +235,6 @@ def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
 
 def test_what_is_on_record_is_plain(folder):
     run = json.loads((folder.path / "run.json").read_text())
-    assert set(run) == {"configuration", "data", "checkpoint_every", "phases"}
+    assert set(run) == {"configuration", "data", "place", "checkpoint_every", "phases"}
     assert run["configuration"]["batch"] == 16
     assert "output" not in run["configuration"]

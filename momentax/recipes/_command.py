@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 
-from ._data import load, test_split
+from ._data import Dataset, load, test_split
 from ._evaluation import labels_like
 from ._features import features
 from ._figures import measured, reference
@@ -18,16 +18,19 @@ from ._folder import Folder
 from ._formats import require
 from ._interrupt import Terminated, deferred, status
 from ._lock import Lock
-from ._plots import plot_samples
+from ._plots import columns, plot_samples
 from ._presets import check_enough, check_seed, resolved
 from ._program import command
 from ._refusal import refusal
 from ._report import compared, table
 from ._settings import Distill, Draw, Evaluate, Run, as_json, difference, folder_of, from_json
+from ._source import data_again
 from ._teacher import start
-from ._unfinished import check_same, resumed, unfinished
+from ._unfinished import check_same, place, resumed, unfinished
 
 tyro = require("tyro")
+
+Read = TypeVar("Read")
 
 
 def run(arguments: list[str]) -> None:
@@ -65,7 +68,7 @@ def run_distill(config: Distill, arguments: list[str]) -> None:
         stored = unfinished(folder)
         if config.resume:
             config = resumed(folder, stored, config, arguments)
-        begun = start(folder, config, load(config.data))
+        begun = start(folder, config, load(place(stored) if config.resume and stored else config.data))
         run = resolved(begun.config, begun.dataset, begun.given)
         if stored and not config.overwrite:
             check_same(folder, stored, run, begun.dataset)
@@ -79,12 +82,14 @@ def run_distill(config: Distill, arguments: list[str]) -> None:
 
 def run_sample(config: Annotated[Draw, tyro.conf.arg(name="")]) -> None:
     """Draw from a finished run: drawn.npz (x [n, h, w, c] in [-1, 1]; y [n] where there are labels), drawn.png."""
-    with _opened(config, samples=64) as (finished, folder):
+    with _opened(config, lambda: opened(config, samples=64)) as (finished, folder):
         drawn = finished.drawn(config.seed)
-        labels = labels_like(finished.dataset, len(drawn), config.seed)
+        labels = labels_like(finished.outline, len(drawn), config.seed)
         arrays = {"x": np.moveaxis(drawn, 1, -1)} | ({} if labels is None else {"y": labels})
         folder.write("drawn.npz", lambda file: np.savez(file, allow_pickle=False, **arrays))
-        plot_samples(folder, "drawn.png", {f"from {i}": drawn[i : i + 16] for i in range(0, min(len(drawn), 256), 16)})
+        row = columns(drawn)
+        starts = range(0, min(len(drawn), 16 * row), row)
+        plot_samples(folder, "drawn.png", {f"from {start}": drawn[start : start + row] for start in starts})
         of = f"{len(drawn)} samples of the {config.model} at {finished.k} steps"
         print(f"{of}: {folder.path / 'drawn.npz'}, drawn.png")
 
@@ -94,34 +99,39 @@ def run_evaluate(config: Annotated[Evaluate, tyro.conf.arg(name="")]) -> None:
 
     On pixels they are the report's, and more.
     """
-    with _opened(config, samples=5000) as (finished, folder):
+
+    def both() -> tuple[Finished, Dataset]:
+        finished = opened(config, samples=5000)
+        return finished, data_again(Folder(config.output), finished.settings.data, config.data)
+
+    with _opened(config, both) as ((finished, data), folder):
         images = 4 * finished.samples if config.images is None else config.images
         check_enough(samples=finished.samples, images=images)
         if not config.features:
             raise ValueError("needs --features; got none of them; name one, such as pixels")
         test = test_split(finished.settings.data)
-        chosen = {name: features(name, finished.data, test, folder) for name in config.features}
+        chosen = {name: features(name, data, test, folder) for name in config.features}
         drawn = finished.drawn(config.seed)
         for name, made in chosen.items():
             told = {"model": config.model, "k": finished.k} | _sampler(config) | {"seed": config.seed}
             file = "-".join(["evaluation", *map(str, told.values()), *([] if name == "pixels" else [name])]) + ".json"
-            told |= measured(reference(made, finished.data, test, len(drawn), images), drawn)
+            told |= measured(reference(made, data, test, len(drawn), images), drawn)
             folder.write_json(file, told)
             print(f"{compared(told)}\n{folder.path / file}")
 
 
 @contextlib.contextmanager
-def _opened(config: Draw, samples: int) -> Iterator[tuple[Finished, Folder]]:
-    """A finished run, and the folder for what comes of it, which is tried before anything is drawn."""
+def _opened(config: Draw, read: Callable[[], Read]) -> Iterator[tuple[Read, Folder]]:
+    """What is read of a finished run, and the folder for what comes of it: tried before anything is drawn."""
     folder = Folder(config.to or config.output)
     with _telling(folder.path), Lock(folder.path) as lock:
         require("matplotlib.figure")
         check_seed(config.seed)
         check_finished(Folder(config.output))
-        finished = opened(config, samples)
+        found = read()
         folder.create("--to")
         lock.take()
-        yield finished, folder
+        yield found, folder
 
 
 def _sampler(config: Evaluate) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _npz(path: Path) -> Dataset:
     x, y, notes = read_own(path)
     for note in notes:
         print(f"note: {note}", flush=True)
-    return Dataset(path.stem, x, y, 0 if y is None else int(y.max()) + 1, f"{path}, the user's own")
+    return Dataset(path.stem, x, y, 0 if y is None else int(y.max()) + 1, f"{path.name}, the user's own")
 
 
 def _found(name: str, command: str, *folders: Path) -> Path:

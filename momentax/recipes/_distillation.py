@@ -10,8 +10,10 @@ import numpy as np
 
 from momentax import description
 
-from ._data import Dataset
-from ._evaluation import distance, evaluate, labels_like
+from ._data import Dataset, test_split
+from ._evaluation import distance, evaluate, labels_like, short
+from ._features import features
+from ._figures import report_floor
 from ._folder import Folder
 from ._imported import imported, teacher_files
 from ._journal import Journal, clear, curves, distances
@@ -19,6 +21,7 @@ from ._phases import Phase, distillation, teaching
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
 from ._settings import KERNELS, Run, as_json, schedule_of
+from ._source import FILES, keep
 from ._state import State
 from ._teacher import Start, described, guide, network, record_of
 from ._training import Trial, train
@@ -29,7 +32,8 @@ def distil(config: Run, start: Start, folder: Folder, run: dict[str, Any] | None
     """Goes on with an unfinished run, or begins one, and leaves the report and all that belongs to it."""
     if run is None:
         end(folder)
-        folder.remove("student.json")
+        for name in ("student.json", *FILES):
+            folder.remove(name)
         clear(folder)
         run = begin(folder, config, start.dataset)
     else:
@@ -88,8 +92,9 @@ def _student(config: Run, dataset: Dataset, folder: Folder, run: dict[str, Any],
 
 
 def _describe(config: Run, start: Start, folder: Folder, teacher: Any) -> None:
-    """Writes what `momentax.load` needs besides the weights."""
+    """Writes what `momentax.load`, `sample` and `evaluate` need besides the weights."""
     dataset = start.dataset
+    keep(folder, config.data, dataset)
     denoiser = imported(config) if config.teacher is not None else described(dataset, config.network)
     made = schedule_of(config.schedule, teacher), KERNELS[config.kernel], as_json(config)
     told = description.Description(denoiser, dataset.x.shape[1:], dataset.num_classes, config.k, *made)
@@ -116,21 +121,25 @@ def _report(
 ) -> None:
     started, phases = time.monotonic(), run["phases"]
     figures, drawn = evaluate(config, dataset, guided, student)
+    test = test_split(config.data)
+    floor = report_floor(features("pixels", dataset, test, folder), dataset, test, config.samples)
     seconds = {name: phases[name]["seconds"] if name in phases else 0.0 for name in ("teacher", "distillation")}
     seconds["evaluation"] = time.monotonic() - started
     skipped = {name: count for phase in phases.values() for name, count in phase["skipped_updates"].items()}
     losses, judged = curves(folder), distances(folder, config.teacher_updates)
-    plot_samples(folder, "samples.png", _rows(config, dataset, drawn))
+    data = {f"data  (floor {short(floor['frechet_distance'])})": _shown(config, dataset)}
+    plot_samples(folder, "samples.png", data | drawn)
     plot_curves(folder, losses, judged)
-    folder.write_json("report.json", report(config, dataset, record, figures, losses, judged, skipped, seconds))
+    folder.write_json("report.json", report(config, dataset, record, figures, floor, losses, judged, skipped, seconds))
 
 
 def _told(config: Run, run: dict[str, Any]) -> dict[str, Any]:
     return as_json(config) | {"sha256": run["data"]["sha256"]}
 
 
-def _rows(config: Run, dataset: Dataset, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _shown(config: Run, dataset: Dataset) -> np.ndarray:
+    """Images of the data, of the labels that samples have."""
     rng, labels = np.random.default_rng(config.seed), labels_like(dataset, config.samples, config.seed)
     if dataset.y is None or labels is None:
-        return {"data": dataset.x[rng.integers(0, len(dataset.x), 16)]} | drawn
-    return {"data": dataset.x[[rng.choice(np.flatnonzero(dataset.y == label)) for label in labels[:16]]]} | drawn
+        return dataset.x[rng.integers(0, len(dataset.x), 16)]
+    return dataset.x[[rng.choice(np.flatnonzero(dataset.y == label)) for label in labels[:16]]]

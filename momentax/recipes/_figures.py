@@ -40,8 +40,13 @@ class Reference(NamedTuple):
 def reference(features: Features, dataset: Dataset, test: Dataset | None, samples: int, images: int) -> Reference:
     """That of so many samples and so many images."""
     first, second, data = _floor(features, samples, dataset, test, images)
-    of = {"samples": len(first), "images": len(second), "of": "training split" if test is None else "test split"}
-    return Reference(features, data, of | _figures(features, first, second))
+    return Reference(features, data, _sides(first, second, test) | _figures(features, first, second))
+
+
+def report_floor(features: Features, dataset: Dataset, test: Dataset | None, samples: int) -> dict[str, Any]:
+    """The floor of the report's figures, which are of four images for each sample."""
+    first, second, _ = _floor(features, samples, dataset, test, 4 * samples)
+    return _sides(first, second, test) | near(first, second)
 
 
 def measured(reference: Reference, samples: Float32[np.ndarray, "n c h w"]) -> dict[str, Any]:
@@ -49,6 +54,10 @@ def measured(reference: Reference, samples: Float32[np.ndarray, "n c h w"]) -> d
     features, data, floor = reference
     of = {"samples": len(samples), "images": len(data)}
     return {**features.told, **of, **_figures(features, features.rows(samples), data), "floor": floor}
+
+
+def _sides(first: Rows, second: Others, test: Dataset | None) -> dict[str, Any]:
+    return {"samples": len(first), "images": len(second), "of": "training split" if test is None else "test split"}
 
 
 def _floor(

@@ -1,8 +1,10 @@
 """A teacher from elsewhere: a folder in diffusers' format, held against the data, kept beside the run."""
 
+import contextlib
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,18 @@ def read_teacher(folder: Path, config: Distill) -> mm.Denoiser:
     if not folder.is_dir():
         raise NotADirectoryError(f"needs a folder for --teacher; got {folder}; name one that diffusers wrote")
     convention = _convention(folder, config)
+    with noted():
+        return mm.interop.denoiser_from_diffusers(folder, variant=config.teacher_variant, **convention)
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[None]:
+    """Prints what the library tells of the weights that it chose."""
     with warnings.catch_warnings(record=True) as chosen:
         warnings.simplefilter("always", UserWarning)
-        teacher = mm.interop.denoiser_from_diffusers(folder, variant=config.teacher_variant, **convention)
+        yield
     for each in chosen:
         print(f"note: {each.message}", flush=True)
-    return teacher
 
 
 def _convention(folder: Path, config: Distill) -> dict[str, Any]:

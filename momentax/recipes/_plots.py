@@ -8,15 +8,23 @@ from jaxtyping import Float
 from ._folder import Folder
 from ._formats import require
 
-_COLUMNS = 16
+_WIDTH = 9.92
+_SMALL = 16
+
+
+def columns(images: Float[np.ndarray, "n c h w"]) -> int:
+    """How many images a row shows: 16, or 8 of small ones."""
+    return 8 if max(images.shape[2:]) <= _SMALL else 16
 
 
 def plot_samples(folder: Folder, name: str, rows: dict[str, Float[np.ndarray, "n c h w"]]) -> None:
-    """One labelled row of up to 16 images each."""
-    figure = require("matplotlib.figure").Figure(figsize=(2.6 + 0.62 * _COLUMNS, 0.1 + 0.66 * len(rows)), dpi=100)
+    """One labelled row of up to 16 images each, or of 8 that are small."""
+    shown = columns(next(iter(rows.values())))
+    height = 0.1 + (0.04 + _WIDTH / shown) * len(rows)
+    figure = require("matplotlib.figure").Figure(figsize=(2.6 + _WIDTH, height), dpi=100)
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axis, (label, images) in zip(axes, rows.items(), strict=True):
-        axis.imshow(_strip(images[:_COLUMNS]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(_strip(images[:shown]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -41,8 +49,19 @@ def plot_curves(folder: Folder, curves: dict[str, list[float]], distances: dict[
         axis.plot(np.where(smooth > 0, smooth, np.nan), color="C0", linewidth=1.2)
         axis.set(title=f"loss of the {name}", xlabel="its updates", yscale="log")
     for axis in axes:
+        _number(axis)
         axis.grid(visible=True, which="both", alpha=0.2)
     _save(figure, folder, "curves.png")
+
+
+def _number(axis: Any) -> None:
+    """Plain numbers on a log axis: round ones within a decade or so, powers of ten beyond."""
+    ticker, (low, high) = require("matplotlib.ticker"), axis.get_ylim()
+    if high < 30 * low:
+        axis.yaxis.set_major_locator(ticker.MaxNLocator(5))
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _strip(images: Float[np.ndarray, "n c h w"]) -> Float[np.ndarray, "..."]:

@@ -90,7 +90,8 @@ def _check_schedule(config: Run, teacher: Any) -> None:
 
 
 def _fitting_weight(teacher: Any) -> str:
-    fitting = mm.default_weight(teacher)
+    """By name; of a teacher that is yet to be trained, which predicts v, flat."""
+    fitting = mm.flat_weight if teacher is None else mm.default_weight(teacher)
     return next(name for name, weight in WEIGHTS.items() if weight is fitting)
 
 

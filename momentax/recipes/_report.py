@@ -25,12 +25,13 @@ def report(
     dataset: Dataset,
     teacher: dict[str, Any],
     figures: dict[str, Any],
+    floor: dict[str, Any],
     curves: dict[str, list[float]],
     distances: dict[int, float],
     skipped: dict[str, int],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Plain values: command, configuration, seed, versions, data, figures, losses, times."""
+    """Plain values: command, configuration, seed, versions, data, figures and their floor, losses, times."""
     return {
         "command": command(config),
         "configuration": as_json(config),
@@ -47,6 +48,7 @@ def report(
         "teacher": teacher,
         "features": f"{FEATURES}, {dataset.x[0].size} numbers in [-1, 1]",
         "figures": figures,
+        "floor": floor,
         "losses": {name: _ends(values) for name, values in curves.items()},
         "skipped_updates": skipped,
         **_judged(distances),
@@ -63,14 +65,26 @@ def command(config: Run) -> str:
 
 
 def table(written: dict[str, Any]) -> str:
-    """The figures as lines of text."""
-    lines = [f"{'model':<10}{'steps':>6}{'Frechet':>10}{'precision':>11}{'recall':>8}"]
+    """The figures as lines of text: what they are, and the floor, if it was measured, before all models'."""
+    lines = [_header(written), f"{'model':<10}{'steps':>6}{'Frechet':>10}{'precision':>11}{'recall':>8}"]
+    if "floor" in written:
+        lines.append(f"{'data (floor)':<16}{_row(written['floor'])}")
     for model, by_steps in written["figures"].items():
-        for steps, row in by_steps.items():
-            lines.append(
-                f"{model:<10}{steps:>6}{row['frechet_distance']:>10.3f}{row['precision']:>11.3f}{row['recall']:>8.3f}"
-            )
+        lines += [f"{model:<10}{steps:>6}{_row(figures)}" for steps, figures in by_steps.items()]
     return "\n".join(lines)
+
+
+def _header(written: dict[str, Any]) -> str:
+    told = f"Frechet distances to the data on {written.get('features', FEATURES)}: lower is better"
+    if "floor" not in written:
+        return told
+    floor, samples = written["floor"], written["configuration"]["samples"]
+    fewer = f", fewer than the {samples} samples, which makes it larger" if floor["samples"] < samples else ""
+    return f"{told}\nthe floor: {floor['samples']} images of the {floor['of']} against {floor['images']} others{fewer}"
+
+
+def _row(figures: dict[str, Any]) -> str:
+    return f"{figures['frechet_distance']:>10.3f}{figures['precision']:>11.3f}{figures['recall']:>8.3f}"
 
 
 def compared(written: dict[str, Any]) -> str:

@@ -142,6 +142,8 @@ class Evaluate(Draw):
     """what the distances are measured on; several are of the same samples"""
     images: int | None = None
     """of the data, to hold the samples against; None is four for each sample, as in the report"""
+    data: str | None = None
+    """where the run's data are now, a name or PATH.npz; None is where they were"""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from ._data import Dataset
 from ._folder import Folder
 from ._formats import require
 from ._settings import Distill, Run, as_json, difference, from_json
+from ._source import found_at, place_of
 from ._teacher import identity
 
 tyro = require("tyro")
@@ -28,11 +29,18 @@ def begin(folder: Folder, config: Run, dataset: Dataset) -> dict[str, Any]:
     run = {
         "configuration": as_json(config),
         "data": identity(dataset),
+        "place": place_of(config.data),
         "checkpoint_every": config.checkpoint_every,
         "phases": {},
     }
     folder.write_json(_FILE, run)
     return run
+
+
+def place(run: dict[str, Any]) -> str:
+    """Where the data of the run are, from whichever folder it is asked."""
+    data = run["configuration"]["data"]
+    return found_at([run.get("place", data), data])
 
 
 def completed(folder: Folder, run: dict[str, Any], phase: str, told: dict[str, Any]) -> None:

@@ -134,7 +134,7 @@ def figures(
     config = Draw(output=place / drawing.run, model=drawing.model, k=drawing.k, **drawing.sampler)
     finished = opened(config, SAMPLES[data])
     samples = finished.drawn(SEED)
-    labels = labels_like(finished.dataset, len(samples), SEED)
+    labels = labels_like(finished.outline, len(samples), SEED)
     pictures = {"x": samples[:PICTURES], **({} if labels is None else {"y": labels[:PICTURES]})}
     np.savez(kept / "samples.npz", allow_pickle=False, **pictures)
     pixels, *others = FEATURES
