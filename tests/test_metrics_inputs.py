@@ -97,13 +97,13 @@ def test_probabilities_in_half_precision_are_taken():
 @pytest.mark.parametrize(
     ("metric", "settings", "message"),
     [
-        (kernel_distance, {"block": 1}, "needs block of at least 2; got 1; do pass a larger block"),
+        (kernel_distance, {"block": 1}, "needs block as a whole number >= 2; got 1; use 1000"),
         (kernel_distance, {"block": 2}, r"needs 2 rows in each of 5 blocks; got sets of 9 and 9 rows; do"),
-        (precision_recall, {"k": 0}, "needs k of at least 1; got 0"),
+        (precision_recall, {"k": 0}, "needs k as a whole number >= 1; got 0"),
         (precision_recall, {"k": 9}, "needs the first set of at least 10 rows; got 9"),
-        (sliced_wasserstein, {"p": 0.5}, "needs p of at least 1; got 0.5"),
-        (sliced_wasserstein, {"p": math.nan}, "needs p of at least 1; got nan"),
-        (sliced_wasserstein, {"projections": 0}, "needs projections of at least 1; got 0"),
+        (sliced_wasserstein, {"p": 0.5}, r"needs p as a number in \[1, inf\); got 0.5"),
+        (sliced_wasserstein, {"p": math.nan}, r"needs p as a number in \[1, inf\); got nan"),
+        (sliced_wasserstein, {"projections": 0}, "needs projections as a whole number >= 1; got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(metric, settings, message):
