@@ -128,7 +128,7 @@ class DiscreteSchedule(AbstractSchedule):
         if table.ndim != 1 or len(table) < 2 or not (np.all((table > 0) & (table < 1)) and np.all(np.diff(table) < 0)):
             raise ValueError(
                 "needs alphas_cumprod as at least two strictly decreasing numbers inside (0, 1);"
-                f" got shape {table.shape}; do `jnp.cumprod(1 - betas)`"
+                f" got shape {table.shape}; use `jnp.cumprod(1 - betas)`"
             )
         self.logsnrs = tuple((np.log(table) - np.log1p(-table)).tolist())
 
