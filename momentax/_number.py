@@ -45,10 +45,9 @@ def any_real(name: str, value: Any, advice: str) -> float:
     return number
 
 
-def check_real(name: str, value: Any, interval: str, advice: str) -> None:
-    """Demands such a number of what may also be traced, whose value nobody knows yet."""
-    if not isinstance(value, Tracer):
-        real(name, value, interval, advice)
+def real_or_traced(name: str, value: Any, interval: str, advice: str) -> Any:
+    """The same of what may also be traced, whose value nobody knows yet: that is handed on."""
+    return value if isinstance(value, Tracer) else real(name, value, interval, advice)
 
 
 def whole(name: str, value: Any, least: int, advice: str) -> int:

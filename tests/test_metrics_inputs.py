@@ -48,6 +48,30 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+class Tensor:
+    """What PyTorch gives, as far as it goes: its dtype is none of NumPy's."""
+
+    dtype, shape, ndim = "torch.float32", (9, 3), 2
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("metric", [*PAIRS, lambda a, b: inception_score(b)])
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [
+        (Tensor(), "test_metrics_inputs.Tensor"),
+        ([[1.0, 2.0]], "list"),
+        (np.full((9, 3), None), r"object\[9, 3\]"),
+        (np.full((9, 3), "1"), r"<U1\[9, 3\]"),
+        (np.ones((9, 3), complex), r"complex128\[9, 3\]"),
+    ],
+    ids=str,
+)
+def test_what_is_no_array_of_real_numbers_is_refused_with_what_makes_one(metric, x, got):
+    with pytest.raises(TypeError, match=rf"^needs .+ of real numbers; got {got}; .*x\.numpy\(\).*np\.asarray\(x\)"):
+        metric(normal(0, 9, 3), x)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("metric", PAIRS)
 @pytest.mark.parametrize(
