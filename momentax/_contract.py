@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ._number import wholes
+
 # Their draws under `jax.vmap` follow the first key alone, so that an example's noise depends on its neighbours.
 _UNMAPPABLE = ("rbg", "unsafe_rbg")
 
@@ -59,17 +61,15 @@ def check_even(x: Float[Array, "n *x"]) -> None:
         )
 
 
-def check_within(name: str, value: float, low: float, high: float) -> None:
-    """Demands a number in a closed interval."""
-    if not low <= value <= high:
-        raise ValueError(f"needs {name} in [{low}, {high}]; got {value!r}; choose one inside")
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one example, which is demanded to be one."""
+    return wholes("the shape of one example", shape, 1, "use `x[0].shape`")
 
 
-def check_shape(shape: Any) -> None:
-    """Demands the shape of one example."""
-    whole = isinstance(shape, tuple | list) and all(isinstance(size, int | np.integer) and size > 0 for size in shape)
-    if not whole:
-        raise ValueError(f"needs the shape of one example, positive whole numbers; got {shape!r}; use `x[0].shape`")
+def check_numbers(name: str, x: Any) -> None:
+    """Demands an array of JAX or NumPy, of real numbers."""
+    if not _is_array(x) or jnp.iscomplexobj(x):
+        raise TypeError(f"needs {name} as a JAX or NumPy array of real numbers; got {_described(x)}; {_CONVERT}")
 
 
 def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._number import real_or_traced
 from ._schedule import AbstractSchedule, alpha, sigma
 from ._shard import gathering
 
@@ -70,6 +71,7 @@ def predict_edm(
     $c_{skip} = \sigma_d^2 / (\sigma_e^2 + \sigma_d^2)$, $c_{out} = \sigma_e\sigma_d / \sqrt{\sigma_e^2 + \sigma_d^2}$,
     $c_{in} = 1 / \sqrt{\sigma_e^2 + \sigma_d^2}$.
     """
+    sigma_data = real_or_traced("sigma_data", sigma_data, "(0, inf)", "use what the network was trained with")
     y, noise = z / alpha(logsnr), jnp.exp(-logsnr / 2)
     scale = jnp.sqrt(noise**2 + sigma_data**2)
     output = _evaluate(net, y / scale, -logsnr / 8 if time is None else time(logsnr), cond)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._contract import at_least_single, check_batch, check_key
+from ._number import whole
 from ._shard import Axes, averaged, bound, gathering, is_shard, names, pieces, sharded, spec, varying
 
 
@@ -51,6 +52,7 @@ def value_and_grad(
             f"needs a loss over the axis {axis_name!r}; got one over {of_loss!r};"
             f" do build it with axis_name={axis_name!r}"
         )
+    micro_batches = whole("micro_batches", micro_batches, 1, "use 4")
     _check_micro_batches(loss, micro_batches)
     return _ValueAndGrad(loss, axis_name, micro_batches, filter_spec)
 
@@ -146,9 +148,7 @@ class _Gathering(eqx.Module):
         return gathering(call)((self.loss, model), x, key, cond)
 
 
-def _check_micro_batches(loss: Any, count: Any) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"needs a whole number of micro_batches >= 1; got {count!r}; do micro_batches=4")
+def _check_micro_batches(loss: Any, count: int) -> None:
     if count > 1 and not hasattr(loss, "part"):
         raise ValueError(
             f"needs a loss of this library for micro_batches={count}; got {type(loss).__name__}, which would draw the"

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._denoiser import AbstractStraightThrough, keyed
+from ._number import a_real
 
 
 def guided(denoiser: Callable[..., Any], scale: float, null: PyTree[Any] = None):
     r"""Classifier-free guidance, $\hat x_c + w(\hat x_c - \hat x_u)$ (Ho & Salimans 2022).
 
     Args:
-        scale: w; 0 is off, and the scale of diffusers is w + 1.
+        scale: w, finite; 0 is off, and the scale of diffusers is w + 1.
         null: the conditioning of the unconditional prediction, for one example.
     """
     return _Guided(denoiser, scale, null)
@@ -29,14 +30,14 @@ def clipped(denoiser: Callable[..., Any], limit: float = 1.0):
     r"""$\mathrm{clip}(\hat x, -c, c)$, for data in [-c, c].
 
     Args:
-        limit: c > 0.
+        limit: c > 0; inf for no clipping.
     """
     return _Clipped(denoiser, limit)
 
 
 class _Guided(AbstractStraightThrough):
     denoiser: Callable[..., Any]
-    scale: float = eqx.field(static=True)
+    scale: float = eqx.field(static=True, converter=a_real("scale", "(-inf, inf)", "use 0.0 for no guidance"))
     null: PyTree[Any]
 
     def __call__(
@@ -54,11 +55,7 @@ class _Guided(AbstractStraightThrough):
 
 class _Clipped(AbstractStraightThrough):
     denoiser: Callable[..., Any]
-    limit: float = eqx.field(static=True)
-
-    def __check_init__(self):
-        if not self.limit > 0:
-            raise ValueError(f"needs a positive limit; got {self.limit!r}; do give the largest |x| of the data")
+    limit: float = eqx.field(static=True, converter=a_real("limit", "(0, inf]", "use the largest |x| of the data"))
 
     def __call__(
         self,

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._number import real, whole
+
 
 def lora(
     model: Callable[..., Any],
@@ -36,11 +38,13 @@ def lora(
     Args:
         rank: r.
         filter_spec: which weights, as in `eqx.filter`; of these the floating-point ones of two axes or more.
-        scale: s.
+        scale: s > 0.
 
     Raises:
-        ValueError: for a rank that is not positive or above every weight's shorter side; if no weight is selected.
+        ValueError: for a rank that is not positive or above every weight's shorter side; for a scale that is not inside
+            (0, inf); if no weight is selected.
     """
+    rank, scale = whole("rank", rank, 1, "use 8"), real("scale", scale, "(0, inf)", "use 1.0")
     chosen = jax.tree.map(_weight_or_none, eqx.filter(model, filter_spec))
     _check_rank(rank, [min(_sides(weight.shape)) for weight in jax.tree.leaves(chosen)])
     weights, structure = jax.tree.flatten(chosen)
@@ -104,16 +108,16 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
     return max(cuts, key=min)
 
 
-def _check_rank(rank: Any, sides: list[int]) -> None:
+def _check_rank(rank: int, sides: list[int]) -> None:
     if not sides:
         raise ValueError(
             "needs floating-point weights of two axes or more; got a model and a filter_spec with none;"
-            " do select some, or `filter_spec=True`"
+            " select some, or use `filter_spec=True`"
         )
-    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= max(sides):
+    if rank > max(sides):
         raise ValueError(
-            f"needs a whole rank from 1 to {max(sides)}, the longest shorter side of a weight; got {rank!r};"
-            " do `rank=8`, or train the weights themselves"
+            f"needs a rank of at most {max(sides)}, the longest shorter side of a weight; got {rank};"
+            " lower it, or train the weights themselves"
         )
 
 

@@ -1,8 +1,9 @@
 """Numbers that a public function is given: told apart from what is no number, and held to their range."""
 
-import math
 import numbers
 import operator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,10 +28,26 @@ def real(name: str, value: Any, interval: str, advice: str) -> float:
     return number
 
 
-def check_real(name: str, value: Any, interval: str, advice: str) -> None:
-    """Demands such a number of what may also be traced, whose value nobody knows yet."""
-    if not isinstance(value, Tracer):
-        real(name, value, interval, advice)
+def a_real(name: str, interval: str, advice: str) -> Callable[[Any], float]:
+    """The converter of a field that holds such a number."""
+    return partial(real, name, interval=interval, advice=advice)
+
+
+def any_real(name: str, value: Any, advice: str) -> float:
+    """The number as Python's own, NaN and the infinities too: what was measured, and not chosen.
+
+    Raises:
+        ValueError: for what is no number.
+    """
+    number = _number(value)
+    if number is None:
+        raise ValueError(f"needs {name} as a number; got {value!r}; {advice}")
+    return number
+
+
+def real_or_traced(name: str, value: Any, interval: str, advice: str) -> Any:
+    """The same of what may also be traced, whose value nobody knows yet: that is handed on."""
+    return value if isinstance(value, Tracer) else real(name, value, interval, advice)
 
 
 def whole(name: str, value: Any, least: int, advice: str) -> int:
@@ -53,6 +70,13 @@ def optional_whole(name: str, value: Any, least: int, advice: str) -> int | None
     return None if value is None else whole(name, value, least, advice)
 
 
+def wholes(name: str, values: Any, least: int, advice: str) -> tuple[int, ...]:
+    """A sequence of such numbers."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"needs {name} as whole numbers >= {least}; got {values!r}; {advice}")
+    return tuple(whole(name, value, least, advice) for value in values)
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, jax.Array | np.ndarray):
         is_real = value.shape == () and jnp.issubdtype(value.dtype, np.number) and not jnp.iscomplexobj(value)
@@ -68,4 +92,4 @@ def _inside(number: float, interval: str) -> bool:
     low, high = map(float, interval[1:-1].split(","))
     above = low <= number if interval.startswith("[") else low < number
     below = number <= high if interval.endswith("]") else number < high
-    return above and below and not math.isnan(number)
+    return above and below

@@ -2,7 +2,7 @@
 
 import optax
 
-from ._number import check_real
+from ._number import real_or_traced, whole
 
 
 def paper_optimizer(
@@ -26,15 +26,14 @@ def paper_optimizer(
         clip: the largest global norm of a gradient; inf for no clipping.
         b1: of the first moment, which the paper does without; above zero, and below one, this is Adam in full.
     """
-    check_real("clip", clip, "(0, inf]", "use 1.0, or inf for no clipping")
-    check_real("b1", b1, "[0, 1)", "use 0.0, or 0.9")
-    check_real("b2", b2, "[0, 1)", "use 0.99")
-    check_real("eps", eps, "[0, inf)", "use 1e-12")
-    if not (learning_rate > 0 and 0 <= warmup < updates):
-        raise ValueError(
-            "needs a positive learning rate and 0 <= warmup < updates;"
-            f" got {learning_rate!r}, warmup {warmup!r}, updates {updates!r}; do lower warmup"
-        )
+    learning_rate = real_or_traced("learning_rate", learning_rate, "(0, inf)", "use 1e-5")
+    updates, warmup = whole("updates", updates, 1, "use 10_000"), whole("warmup", warmup, 0, "use 1000")
+    clip = real_or_traced("clip", clip, "(0, inf]", "use 1.0, or inf for no clipping")
+    b1 = real_or_traced("b1", b1, "[0, 1)", "use 0.0, or 0.9")
+    b2 = real_or_traced("b2", b2, "[0, 1)", "use 0.99")
+    eps = real_or_traced("eps", eps, "[0, inf)", "use 1e-12")
+    if warmup >= updates:
+        raise ValueError(f"needs warmup < updates; got warmup={warmup}, updates={updates}; lower warmup")
     rate = optax.join_schedules(
         [
             optax.linear_schedule(0.0, learning_rate, warmup),

@@ -10,7 +10,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._number import check_real
+from ._number import real_or_traced
 from ._shard import cut, whole
 
 
@@ -57,7 +57,7 @@ def adam_preconditioner(opt_state: PyTree[Any], *, b2: float = 0.999, eps: float
     Raises:
         ValueError: where the state contains none, or several, or has seen no gradient.
     """
-    _check_settings(b2, eps)
+    b2, eps = _settings(b2, eps)
     state = _only(_adam_states(opt_state))
     if not isinstance(state.count, Tracer) and int(jnp.asarray(state.count)) < 1:
         raise ValueError("needs an Adam state that has seen a gradient; got count 0; do update it at least once")
@@ -89,7 +89,7 @@ def estimate_preconditioner(
     Raises:
         ValueError: where there are no batches.
     """
-    _check_settings(b2, eps)
+    b2, eps = _settings(b2, eps)
     adam = optax.scale_by_adam(b2=b2, eps=eps)
 
     @eqx.filter_jit
@@ -105,9 +105,9 @@ def estimate_preconditioner(
     return adam_preconditioner(state, b2=b2, eps=eps)
 
 
-def _check_settings(b2: Any, eps: Any) -> None:
-    check_real("b2", b2, "[0, 1)", "use 0.999, or what the optimiser had")
-    check_real("eps", eps, "[0, inf)", "use 1e-8, or what the optimiser had")
+def _settings(b2: Any, eps: Any) -> tuple[float, float]:
+    b2 = real_or_traced("b2", b2, "[0, 1)", "use 0.999, or what the optimiser had")
+    return b2, real_or_traced("eps", eps, "[0, inf)", "use 1e-8, or what the optimiser had")
 
 
 def _scaled(grad: Float[Array, "..."] | None, scale: Float[Array, "..."] | None) -> Float[Array, "..."] | None:

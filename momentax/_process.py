@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._contract import check_within
+from ._number import a_real
 from ._schedule import alpha, sigma
 
 
@@ -80,10 +80,7 @@ def noisier(gamma: float):
 
 
 class _Stochastic(eqx.Module):
-    eta: float = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_within("eta", self.eta, 0.0, 1.0)
+    eta: float = eqx.field(static=True, converter=a_real("eta", "[0, 1]", "use 1.0 for `conditional_posterior`"))
 
     def __call__(
         self, z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]
@@ -95,10 +92,7 @@ class _Stochastic(eqx.Module):
 
 
 class _Noisier(eqx.Module):
-    gamma: float = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_within("gamma", self.gamma, 0.0, 1.0)
+    gamma: float = eqx.field(static=True, converter=a_real("gamma", "[0, 1]", "use 0.0 for `conditional_posterior`"))
 
     def __call__(
         self, z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]

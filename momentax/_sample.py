@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ._contract import check_cond, check_key, check_shape
+from ._contract import check_cond, check_key, checked_shape
 from ._defaults import default_schedule
 from ._denoiser import denoise
 from ._number import whole
@@ -50,7 +50,7 @@ class _AncestralSampler(eqx.Module):
 
     def __call__(self, key: PRNGKeyArray, shape: tuple[int, ...], cond: PyTree[Any] = None) -> Float[Array, "..."]:
         check_key(key)
-        check_shape(shape)
+        shape = checked_shape(shape)
         check_cond(cond)
         key_noise, key_steps, key_nets = jax.random.split(key, 3)
 

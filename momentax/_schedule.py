@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._number import a_real, real
+
 
 def alpha(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
     r"""The signal's scale, $\alpha = \sqrt{\mathrm{sigmoid}(\ell)}$, variance preserving (Kingma et al. 2021)."""
@@ -42,13 +44,13 @@ class KarrasSchedule(AbstractSchedule):
     The test-time schedule of Karras et al. 2022, equation (5). Its uniform times are the paper's p(s).
     """
 
-    sigma_min: float = eqx.field(default=0.002, static=True)
-    sigma_max: float = eqx.field(default=80.0, static=True)
-    rho: float = eqx.field(default=7.0, static=True)
+    sigma_min: float = eqx.field(default=0.002, static=True, converter=a_real("sigma_min", "(0, inf)", "use 0.002"))
+    sigma_max: float = eqx.field(default=80.0, static=True, converter=a_real("sigma_max", "(0, inf)", "use 80.0"))
+    rho: float = eqx.field(default=7.0, static=True, converter=a_real("rho", "(0, inf)", "use 7.0"))
 
     def __check_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.rho < math.inf:
-            raise ValueError(f"needs 0 < sigma_min < sigma_max and rho > 0; got {self}; do swap or change them")
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"needs sigma_min < sigma_max; got {self.sigma_min}, {self.sigma_max}; swap them")
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         low, high = self._ends()
@@ -68,8 +70,8 @@ class CosineSchedule(AbstractSchedule):
     Nichol & Dhariwal 2021, in log-SNR and truncated as in Hoogeboom et al. 2023.
     """
 
-    logsnr_min: float = eqx.field(default=-15.0, static=True)
-    logsnr_max: float = eqx.field(default=15.0, static=True)
+    logsnr_min: float = eqx.field(default=-15.0, static=True, converter=a_real("logsnr_min", "(-inf, inf)", "use -15"))
+    logsnr_max: float = eqx.field(default=15.0, static=True, converter=a_real("logsnr_max", "(-inf, inf)", "use 15"))
 
     def __check_init__(self):
         _check_ends(self.logsnr_min, self.logsnr_max)
@@ -90,8 +92,8 @@ class FlowSchedule(AbstractSchedule):
     Liu et al. 2022; Esser et al. 2024. The range of $\ell$ truncates $\tau$ to the inside of [0, 1].
     """
 
-    logsnr_min: float = eqx.field(default=-15.0, static=True)
-    logsnr_max: float = eqx.field(default=15.0, static=True)
+    logsnr_min: float = eqx.field(default=-15.0, static=True, converter=a_real("logsnr_min", "(-inf, inf)", "use -15"))
+    logsnr_max: float = eqx.field(default=15.0, static=True, converter=a_real("logsnr_max", "(-inf, inf)", "use 15"))
 
     def __check_init__(self):
         _check_ends(self.logsnr_min, self.logsnr_max)
@@ -126,7 +128,7 @@ class DiscreteSchedule(AbstractSchedule):
         if table.ndim != 1 or len(table) < 2 or not (np.all((table > 0) & (table < 1)) and np.all(np.diff(table) < 0)):
             raise ValueError(
                 "needs alphas_cumprod as at least two strictly decreasing numbers inside (0, 1);"
-                f" got shape {table.shape}; do `jnp.cumprod(1 - betas)`"
+                f" got shape {table.shape}; use `jnp.cumprod(1 - betas)`"
             )
         self.logsnrs = tuple((np.log(table) - np.log1p(-table)).tolist())
 
@@ -195,14 +197,14 @@ def ends(schedule: AbstractSchedule) -> tuple[float, float]:
 
 def resolution_shift(noise_d: float, image_d: float) -> float:
     r"""$c = 2\ln(d_{noise} / d_{image})$, which gives images of side `image_d` the noise that suits `noise_d`."""
-    if not (noise_d > 0 and image_d > 0):
-        raise ValueError(f"needs two positive sides; got {noise_d!r} and {image_d!r}; do give them in pixels")
-    return 2 * math.log(noise_d / image_d)
+    sides = {"noise_d": noise_d, "image_d": image_d}
+    noise, image = (real(name, side, "(0, inf)", "use the side in pixels") for name, side in sides.items())
+    return 2 * (math.log(noise) - math.log(image))
 
 
 class _Shifted(AbstractSchedule):
     schedule: AbstractSchedule
-    shift: float = eqx.field(static=True)
+    shift: float = eqx.field(static=True, converter=a_real("shift", "(-inf, inf)", "use `resolution_shift`"))
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         return self.schedule.logsnr(t) + self.shift
@@ -239,8 +241,8 @@ class _Interpolated(AbstractSchedule):
 
 class _Truncated(AbstractSchedule):
     schedule: AbstractSchedule
-    logsnr_min: float = eqx.field(static=True)
-    logsnr_max: float = eqx.field(static=True)
+    logsnr_min: float = eqx.field(static=True, converter=a_real("logsnr_min", "[-inf, inf]", "use -inf for no bound"))
+    logsnr_max: float = eqx.field(static=True, converter=a_real("logsnr_max", "[-inf, inf]", "use inf for no bound"))
 
     def __check_init__(self):
         low, high = ends(self.schedule)
@@ -270,5 +272,5 @@ def _angle(logsnr: float) -> float:
 
 
 def _check_ends(logsnr_min: float, logsnr_max: float) -> None:
-    if not -math.inf < logsnr_min < logsnr_max < math.inf:
-        raise ValueError(f"needs finite logsnr_min < logsnr_max; got {logsnr_min!r}, {logsnr_max!r}; do swap them")
+    if not logsnr_min < logsnr_max:
+        raise ValueError(f"needs logsnr_min < logsnr_max; got {logsnr_min!r}, {logsnr_max!r}; swap them")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from ._contract import at_least_single
-from ._number import check_real
+from ._number import real_or_traced
 from ._shard import norm
 
 Tangent = Callable[[Callable[..., Any], PyTree[Any], PyTree[Any]], tuple[Any, Any]]
@@ -58,7 +58,7 @@ def central_difference(
         step: $h|\nu| / |\theta|$, the relative length of the step. The error is of the order of its square, and of
             the rounding over it.
     """
-    check_real("step", step, "(0, inf)", "use 2e-3")
+    step = real_or_traced("step", step, "(0, inf)", "use 2e-3")
     primals, tangents = (jax.tree.map(at_least_single, tree) for tree in (primals, tangents))
     length = norm(tangents)
     h = step * norm(primals) / jnp.where(length > 0, length, 1)

@@ -7,6 +7,8 @@ bound by `jax.tree_util.Partial(momentax.edm_weight, shift=c)`; equal ones compa
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._number import real_or_traced
+
 
 def edm_weight(
     logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, sigma_data: float = 0.5, shift: float = 0.0
@@ -17,6 +19,8 @@ def edm_weight(
         sigma_data: standard deviation of the data.
         shift: c, the schedule's resolution shift: the weight belongs to the unshifted log-SNR.
     """
+    sigma_data = real_or_traced("sigma_data", sigma_data, "(0, inf)", "use the standard deviation of the data")
+    shift = _shift(shift)
     return 1 / sigma_data**2 + jnp.exp(logsnr - shift)
 
 
@@ -27,11 +31,13 @@ def flat_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"]) -> Float
 
 def adaptive_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, eps: float = 1e-6) -> Float[Array, ""]:
     r"""$w = 1 / (\mathrm{mean}|\tilde x - g_\theta(z_s)| + \epsilon)$ per example (Yin et al. 2024, DMD)."""
+    eps = real_or_traced("eps", eps, "(0, inf)", "use 1e-6")
     return 1 / (jnp.mean(jnp.abs(residual)) + eps)
 
 
 def snr_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0) -> Float[Array, ""]:
     r"""$w = e^{\ell - c}$, the weight of an unweighted loss on the noise (Salimans & Ho 2022, section 4)."""
+    shift = _shift(shift)
     return jnp.exp(logsnr - shift)
 
 
@@ -47,6 +53,8 @@ def min_snr_weight(
         gamma: the largest weight, above 0.
         shift: c, the schedule's resolution shift: the weight belongs to the unshifted log-SNR.
     """
+    gamma = real_or_traced("gamma", gamma, "(0, inf]", "use 1.0")
+    shift = _shift(shift)
     return jnp.minimum(jnp.exp(logsnr - shift), gamma)
 
 
@@ -54,9 +62,15 @@ def truncated_snr_weight(
     logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0
 ) -> Float[Array, ""]:
     r"""$w = \max(e^{\ell - c}, 1)$ (Salimans & Ho 2022, section 4)."""
+    shift = _shift(shift)
     return jnp.maximum(jnp.exp(logsnr - shift), 1)
 
 
 def v_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, shift: float = 0.0) -> Float[Array, ""]:
     r"""$w = e^{\ell - c} + 1$, the weight of an unweighted loss on v: "SNR + 1" in Salimans & Ho 2022."""
+    shift = _shift(shift)
     return jnp.exp(logsnr - shift) + 1
+
+
+def _shift(shift: float) -> float:
+    return real_or_traced("shift", shift, "(-inf, inf)", "use 0.0, or the schedule's `resolution_shift`")

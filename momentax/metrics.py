@@ -10,6 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float64, Real
 
+from ._contract import check_numbers
+from ._number import real as checked_real
+from ._number import whole
+
 Rows = Float64[np.ndarray, "n d"]
 
 
@@ -57,7 +61,7 @@ def kernel_distance(
     estimates, the standard error is that mean's, and memory stays below a few `block * block` numbers. The
     expectation is zero for equal distributions, whatever the number of samples, so the value may be negative.
     """
-    _at_least(2, block=block)
+    block, seed = whole("block", block, 2, "use 1000"), whole("seed", seed, 0, "use 0")
     a, b = _pair(a, b, least=4)
     count = max(2, -(-max(len(a), len(b)) // block))
     if min(len(a), len(b)) < 2 * count:
@@ -96,7 +100,7 @@ def precision_recall(
     The improved precision (of the generated among the real) and recall (of the real among the generated) of
     Kynkäänniemi et al. (2019); a sample is not its own neighbour. Time grows as `n m d`, memory as `n + m`.
     """
-    _at_least(1, k=k)
+    k = whole("k", k, 1, "use 3")
     x, y = _pair(real, generated, least=k + 1)
     centre = x.mean(0)
     x, y = x - centre, y - centre
@@ -117,7 +121,8 @@ def sliced_wasserstein(
     by `seed`, in the units of the features. Each integral is exact, for sets of different sizes too; in one
     dimension so is the whole.
     """
-    _at_least(1, p=p, projections=projections)
+    p, projections = checked_real("p", p, "[1, inf)", "use 2"), whole("projections", projections, 1, "use 256")
+    seed = whole("seed", seed, 0, "use 0")
     a, b = _pair(a, b, least=1)
     n, m = len(a), len(b)
     cuts = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
@@ -186,6 +191,7 @@ def _pair(a: Array | np.ndarray, b: Array | np.ndarray, least: int) -> tuple[Row
 
 
 def _rows(x: Array | np.ndarray, name: str, least: int) -> Rows:
+    check_numbers(name, x)
     rows = np.asarray(x)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(f"needs {name} of shape [n, d]; got {rows.shape}; do x.reshape(len(x), -1)")
@@ -198,9 +204,3 @@ def _rows(x: Array | np.ndarray, name: str, least: int) -> Rows:
             "do look for what diverged"
         )
     return rows
-
-
-def _at_least(least: int, **numbers: float | int) -> None:
-    for name, number in numbers.items():
-        if not number >= least:
-            raise ValueError(f"needs {name} of at least {least}; got {number}; do pass a larger {name}")

@@ -234,9 +234,9 @@ def test_nothing_is_the_newest_of_nothing(tmp_path):
     [
         ({"step": 3}, "needs a step above 3, which is saved in .*; got 3; do count on"),
         ({"step": 2}, "needs a step above 3, which is saved in .*; got 2; do count on"),
-        ({"step": -1}, "needs a step of at least 0; got -1; do count from 0"),
-        ({"step": True}, "needs a step of at least 0; got True; do count from 0"),
-        ({"step": 4, "keep": 0}, "needs to keep at least one checkpoint; got keep=0"),
+        ({"step": -1}, "needs step as a whole number >= 0; got -1; count from 0"),
+        ({"step": True}, "needs step as a whole number >= 0; got True; count from 0"),
+        ({"step": 4, "keep": 0}, "needs keep as a whole number >= 1; got 0; use 1"),
         ({"step": 4, "config": {"f": len}}, "needs config as a mapping of JSON's types"),
         ({"step": 4, "notes": {"x": NUMBERS}}, "needs notes as a mapping of JSON's types"),
     ],

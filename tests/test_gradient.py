@@ -104,7 +104,7 @@ def test_half_precision_is_summed_in_single():
 
 @pytest.mark.parametrize("count", [0, -1, True])
 def test_a_number_of_micro_batches_that_is_none_is_an_error(count):
-    with pytest.raises(ValueError, match=f"needs a whole number of micro_batches >= 1; got {count}"):
+    with pytest.raises(ValueError, match=f"needs micro_batches as a whole number >= 1; got {count}"):
         gradient(mm.denoising_loss(), count=count)
 
 

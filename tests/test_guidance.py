@@ -125,7 +125,7 @@ def test_both_are_denoisers_without_parameters_of_their_own_but_the_null():
 
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
 def test_a_limit_that_is_not_positive_is_refused(limit):
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs limit .+; got .+; use .+"):
         momentax.clipped(BARE, limit)
 
 

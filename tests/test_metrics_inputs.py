@@ -48,6 +48,30 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+class Tensor:
+    """What PyTorch gives, as far as it goes: its dtype is none of NumPy's."""
+
+    dtype, shape, ndim = "torch.float32", (9, 3), 2
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("metric", [*PAIRS, lambda a, b: inception_score(b)])
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [
+        (Tensor(), "test_metrics_inputs.Tensor"),
+        ([[1.0, 2.0]], "list"),
+        (np.full((9, 3), None), r"object\[9, 3\]"),
+        (np.full((9, 3), "1"), r"<U1\[9, 3\]"),
+        (np.ones((9, 3), complex), r"complex128\[9, 3\]"),
+    ],
+    ids=str,
+)
+def test_what_is_no_array_of_real_numbers_is_refused_with_what_makes_one(metric, x, got):
+    with pytest.raises(TypeError, match=rf"^needs .+ of real numbers; got {got}; .*x\.numpy\(\).*np\.asarray\(x\)"):
+        metric(normal(0, 9, 3), x)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("metric", PAIRS)
 @pytest.mark.parametrize(
@@ -97,13 +121,13 @@ def test_probabilities_in_half_precision_are_taken():
 @pytest.mark.parametrize(
     ("metric", "settings", "message"),
     [
-        (kernel_distance, {"block": 1}, "needs block of at least 2; got 1; do pass a larger block"),
+        (kernel_distance, {"block": 1}, "needs block as a whole number >= 2; got 1; use 1000"),
         (kernel_distance, {"block": 2}, r"needs 2 rows in each of 5 blocks; got sets of 9 and 9 rows; do"),
-        (precision_recall, {"k": 0}, "needs k of at least 1; got 0"),
+        (precision_recall, {"k": 0}, "needs k as a whole number >= 1; got 0"),
         (precision_recall, {"k": 9}, "needs the first set of at least 10 rows; got 9"),
-        (sliced_wasserstein, {"p": 0.5}, "needs p of at least 1; got 0.5"),
-        (sliced_wasserstein, {"p": math.nan}, "needs p of at least 1; got nan"),
-        (sliced_wasserstein, {"projections": 0}, "needs projections of at least 1; got 0"),
+        (sliced_wasserstein, {"p": 0.5}, r"needs p as a number in \[1, inf\); got 0.5"),
+        (sliced_wasserstein, {"p": math.nan}, r"needs p as a number in \[1, inf\); got nan"),
+        (sliced_wasserstein, {"projections": 0}, "needs projections as a whole number >= 1; got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(metric, settings, message):

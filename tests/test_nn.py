@@ -160,7 +160,7 @@ def test_a_few_steps_fit_a_few_examples(untrained, z):
     [
         (lambda: MLP(SHAPE, key=jr.key(0))(jnp.ones(2), jnp.array(0.0)), r"shape \(2, 4, 8\); got \(2,\)"),
         (lambda: MLP((2,), key=jr.key(0))(jnp.ones(2), jnp.array(0.0), jnp.array(1)), r"with num_classes=n"),
-        (lambda: MLP((2,), num_classes=0, key=jr.key(0)), r"at least 1; got 0"),
+        (lambda: MLP((2,), num_classes=0, key=jr.key(0)), r"num_classes as a whole number >= 1; got 0"),
     ],
 )
 def test_mistakes_are_named(call, message):

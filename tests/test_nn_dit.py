@@ -119,7 +119,7 @@ def test_each_block_may_have_its_own_embedding_and_the_output_has_the_first():
     [
         (lambda: shapes((2, 4, 5)), r"h and w divisible by 2; got \(2, 4, 5\)"),
         (lambda: shapes((4, 4)), r"needs \(channels, h, w\)"),
-        (lambda: shapes((4, 4, 4), out_channels=3), r"out_channels of at least 4; got 3"),
+        (lambda: shapes((4, 4, 4), out_channels=3), r"out_channels as a whole number >= 4; got 3"),
         (lambda: shapes((4, 4, 4), width=8, heads=3), r"divide 8 channels; got 3"),
         (lambda: shapes((2, 4, 4))(jnp.ones((3, 2, 4, 4)), T), r"shape \(2, 4, 4\); got \(3, 2, 4, 4\)"),
         (

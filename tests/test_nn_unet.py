@@ -389,7 +389,7 @@ def test_half_precision_is_inside_only(options):
         (lambda: tiny(text_width=3)(image(), ONE, jnp.array(0)), r"\(tokens, 3\)"),
         (lambda: tiny(text_width=3, num_classes=2), "classes or text"),
         (lambda: tiny(text_width=3, num_classes=2, style=UNetStyle(null=False)), "classes or text"),
-        (lambda: tiny(out_channels=1), "out_channels of at least 2.*got 1"),
+        (lambda: tiny(out_channels=1), "out_channels as a whole number >= 2; got 1"),
         (lambda: shapes(2, heads=5), "divide 64 channels; got 5"),
         (lambda: shapes(2, heads=(1, 2)), r"heads needs one value for each of 3 levels; got \(1, 2\)"),
         (lambda: shapes(2, attention=(True,)), "attention needs one value for each of 3"),

@@ -228,5 +228,5 @@ def test_the_datas_dtype_is_kept(make, dtype):
 @pytest.mark.parametrize("make", [lambda number: momentax.stochastic(number), lambda number: momentax.noisier(number)])
 @pytest.mark.parametrize("number", [-0.1, 1.1, float("nan")])
 def test_settings_outside_the_unit_interval_are_refused(make, number):
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; use .+"):
         make(number)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .._number import any_real, whole
 from ._steps import Folder, folder_of
 from ._together import is_first
 
@@ -19,16 +20,19 @@ def append_losses(folder: Folder, update: int, losses: Mapping[str, float]) -> N
     Of several processes the first one writes. What a process that was killed left of a line is cut off before.
 
     Raises:
-        ValueError: for the names `update` and those that end in `_hex`, which are taken.
+        ValueError: for an update below 0, and losses that are no numbers; for the names `update` and those that end in
+            `_hex`, which are taken.
     """
+    update = whole("update", update, 0, "count from 0")
     if taken := [name for name in losses if name == "update" or name.endswith(_HEX)]:
         raise ValueError(f"needs other names than `update` and `..._hex`; got {taken}; do rename them")
     if not is_first():
         return
+    numbers = {name: any_real(name, loss, "use `float(loss)`") for name, loss in losses.items()}
     line: dict[str, Any] = {"update": update}
-    for name, value in losses.items():
-        line[name] = float(value) if math.isfinite(value) else None
-        line[name + _HEX] = float(value).hex()
+    for name, value in numbers.items():
+        line[name] = value if math.isfinite(value) else None
+        line[name + _HEX] = value.hex()
     path = folder_of(folder)
     path.mkdir(parents=True, exist_ok=True)
     with open(path / _NAME, "a+b", buffering=0) as file:
@@ -51,6 +55,7 @@ def cut_losses(folder: Folder, update: int) -> None:
     Raises:
         ValueError: for a line that `append_losses` did not write; nothing is cut then.
     """
+    update = whole("update", update, 0, "count from 0")
     path = folder_of(folder) / _NAME
     if not is_first() or not path.exists():
         return

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from .._number import optional_whole
 from ._arrays import checked_arrays
 from ._damage import DamageError
 from ._leaf import finished, is_array, kind, named_arrays, placed
@@ -44,6 +45,7 @@ def restore(
         ValueError: for a `step` that is damaged, or was written by a later version of the library; for arrays that
             are missing, too many, of another shape or dtype, and a config that differs, all named. Nothing is cast.
     """
+    step = optional_whole("step", step, 0, "use None for the newest")
     if last := in_flight():
         last.join()
     path, wanted = folder_of(folder), plain("config", config)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from .._number import any_real, whole
 from ._arrays import checked_arrays, stored_names
 from ._damage import DamageError
 from ._leaf import kind, named_arrays, stored
@@ -46,19 +47,21 @@ def save(
     Raises:
         OSError: for a folder that cannot be written to; and for a save before this one that failed since, in which
             case nothing is saved now.
-        ValueError: for a step that is not above all others, or `keep` below 1.
+        ValueError: for a step that is not above all others, or `keep` below 1, or a figure that is no number.
         TypeError: for what is not of JSON's types, and for arrays of other dtypes than numbers.
     """
     path = folder_of(folder)
     together(_settle)
     config, notes = together(lambda: (plain("config", config), plain("notes", notes)))
-    together(lambda: _check(path, step, keep))
+    step, keep = together(lambda: (whole("step", step, 0, "count from 0"), whole("keep", keep, 1, "use 1")))
+    figure = together(lambda: None if figure is None else any_real("figure", figure, "use None for no figure"))
+    together(lambda: _check_writable(path))
     _check_new(path, step)
     arrays = together(lambda: {name: stored(name, leaf) for name, leaf in named_arrays(tree).items()})
     kinds = {name: kind(leaf) for name, leaf in named_arrays(tree).items()}
     names = stored_names(kinds)
     pieces = {name: {} for name in kinds} | all_pieces({name: arrays[name] for name in names})
-    manifest = sealed(Manifest(config, notes, None if figure is None else float(figure), kinds, pieces))
+    manifest = sealed(Manifest(config, notes, figure, kinds, pieces))
     together(lambda: _make_way(path, step))
     finish = write(path / str(step), {place: arrays[name] for name, place in names.items()}, manifest)
     return begin(step, lambda: _complete(finish, path, keep))
@@ -69,16 +72,12 @@ def _settle() -> None:
         last.settle()
 
 
-def _check(path: Path, step: int, keep: int) -> None:
-    if isinstance(step, bool) or step < 0:
-        raise ValueError(f"needs a step of at least 0; got {step!r}; do count from 0")
-    if keep < 1:
-        raise ValueError(f"needs to keep at least one checkpoint; got keep={keep}; do keep=1")
+def _check_writable(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise type(error)(f"needs a folder it may write to; got {path}: {error}; do name another") from error
+        raise type(error)(f"needs a folder it may write to; got {path}: {error}; name another") from error
 
 
 def _check_new(path: Path, step: int) -> None:

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._number import whole
 from ._linear import LECUN_NORMAL, Init, Linear
 
 
@@ -29,8 +30,9 @@ class Attention(eqx.Module):
         zero: bool = False,
         use_bias: bool = True,
     ):
-        if heads < 1 or width % heads:
-            raise ValueError(f"attention needs heads that divide {width} channels; got {heads}; do heads=1")
+        heads = whole("heads", heads, 1, "use 1")
+        if width % heads:
+            raise ValueError(f"attention needs heads that divide {width} channels; got {heads}; use heads=1")
         query_key, key_value_key, out_key = jax.random.split(key, 3)
         context = width if context_width is None else context_width
         self.heads = heads

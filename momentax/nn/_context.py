@@ -2,6 +2,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._number import optional_whole
 from ._text import Text, checked_text
 
 
@@ -15,6 +16,7 @@ class Context(eqx.Module):
             raise ValueError(
                 f"needs classes or text; got num_classes={num_classes} and text_width={text_width}; leave one out"
             )
+        text_width = optional_whole("text_width", text_width, 1, "use the width of the embeddings")
         self.no_text = None if text_width is None else jax.random.normal(key, (1, text_width)) / text_width**0.5
 
     def __call__(self, cond: Int[Array, ""] | Text | None) -> tuple[Int[Array, ""] | None, Text | None]:

@@ -8,6 +8,8 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._contract import checked_shape
+from .._number import optional_whole, real, whole
 from ._context import Context
 from ._embedding import Embedding, LogSNRFeatures, StepFeatures
 from ._image import depth_to_space, space_to_depth
@@ -85,10 +87,15 @@ class DiT(eqx.Module):
         remat: bool = False,
         key: PRNGKeyArray,
     ):
-        channels = shape[0] if out_channels is None else out_channels
-        _check_shape(tuple(shape), patch, channels)
+        shape, patch = checked_shape(shape), whole("patch", patch, 1, "use 2")
+        width, heads = whole("width", width, 1, "use 64"), whole("heads", heads, 1, "use 4")
+        depth = whole("depth", depth, 1 if embedding_per_block else 0, "use 2")
+        dropout = real("dropout", dropout, "[0, 1)", "use 0.0 for none")
+        mlp_epsilon = real("mlp_epsilon", mlp_epsilon, "(0, inf)", "use 1e-6")
+        _check_shape(shape, patch)
+        channels = optional_whole("out_channels", out_channels, shape[0], "use None for the input's") or shape[0]
         context_key, embedding_key, first_key, block_key = jr.split(key, 4)
-        self.shape, self.patch = tuple(shape), patch
+        self.shape, self.patch = shape, patch
         self.dtype, self.remat = None if dtype is None else jnp.dtype(dtype), remat
         self.context = Context(text_width, num_classes, key=context_key)
         embedding_keys = jr.split(embedding_key, depth if embedding_per_block else 1)
@@ -152,11 +159,9 @@ class DiT(eqx.Module):
         return jnp.moveaxis(depth_to_space(tiles, self.patch)[..., :channels], -1, 0)
 
 
-def _check_shape(shape: tuple[int, ...], patch: int, out_channels: int) -> None:
+def _check_shape(shape: tuple[int, ...], patch: int) -> None:
     if len(shape) != 3 or shape[1] % patch or shape[2] % patch:
-        raise ValueError(f"DiT needs (channels, h, w) with h and w divisible by {patch}; got {shape}; do patch=1")
-    if out_channels < shape[0]:
-        raise ValueError(f"DiT needs out_channels of at least {shape[0]}; got {out_channels}; do out_channels=None")
+        raise ValueError(f"DiT needs (channels, h, w) with h and w divisible by {patch}; got {shape}; use patch=1")
 
 
 def _embedding(

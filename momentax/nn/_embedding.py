@@ -5,7 +5,15 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._number import a_real, optional_whole, real, whole
 from ._label import check_label, row_of
+
+
+def _even(size: int) -> int:
+    size = whole("size", size, 2, "use 256")
+    if size % 2:
+        raise ValueError(f"needs size as an even number of features; got {size}; use {size + 1}")
+    return size
 
 
 class LogSNRFeatures(eqx.Module):
@@ -15,7 +23,7 @@ class LogSNRFeatures(eqx.Module):
     large.
     """
 
-    size: int = eqx.field(default=32, static=True)
+    size: int = eqx.field(default=32, static=True, converter=_even)
 
     def __call__(self, t: Float[Array, ""]) -> Float[Array, "features"]:
         angles = t * jnp.asarray(np.geomspace(1 / 32, 2, self.size // 2), t.dtype)
@@ -28,13 +36,13 @@ class StepFeatures(eqx.Module):
     `flipped` puts the sines first.
     """
 
-    size: int = eqx.field(static=True)
-    shift: float = eqx.field(default=0.0, static=True)
+    size: int = eqx.field(static=True, converter=_even)
+    shift: float = eqx.field(default=0.0, static=True, converter=a_real("shift", "(-inf, inf)", "use 0.0"))
     flipped: bool = eqx.field(default=False, static=True)
 
     def __check_init__(self):
-        if self.size % 2 or self.size // 2 <= self.shift:
-            raise ValueError(f"needs an even number of features, at least 4; got {self.size}; do choose another width")
+        if self.size // 2 <= self.shift:
+            raise ValueError(f"needs shift < size / 2; got {self.shift} for {self.size} features; choose a larger size")
 
     def __call__(self, t: Float[Array, ""]) -> Float[Array, "features"]:
         half = self.size // 2
@@ -49,7 +57,7 @@ class FourierFeatures(eqx.Module):
     weight: Float[Array, "half"]
 
     def __init__(self, size: int, *, scale: float = 16.0, key: PRNGKeyArray):
-        self.weight = scale * jr.normal(key, (size // 2,))
+        self.weight = real("scale", scale, "(0, inf)", "use 16.0") * jr.normal(key, (_even(size) // 2,))
 
     @property
     def size(self) -> int:
@@ -88,8 +96,7 @@ class Embedding(eqx.Module):
         null: bool = True,
         key: PRNGKeyArray,
     ):
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes needs at least 1; got {num_classes}; do num_classes=None for no classes")
+        num_classes = optional_whole("num_classes", num_classes, 1, "use None for no classes")
         inner_key, outer_key, class_key = jr.split(key, 3)
         self.null, self.features = null, features
         self.inner = eqx.nn.Linear(features.size, width, key=inner_key)

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._contract import checked_shape
+from .._number import whole
 from ._embedding import Embedding
 
 
@@ -40,9 +42,11 @@ class MLP(eqx.Module):
         num_classes: int | None = None,
         key: PRNGKeyArray,
     ):
+        shape = checked_shape(shape)
+        width, depth = whole("width", width, 1, "use 128"), whole("depth", depth, 0, "use 2")
         embedding_key, first_key, last_key, *block_keys = jr.split(key, 3 + depth)
         size = math.prod(shape)
-        self.shape = tuple(shape)
+        self.shape = shape
         self.embedding = Embedding(width, num_classes, key=embedding_key)
         self.first = eqx.nn.Linear(size, width, key=first_key)
         self.blocks = tuple(_Block(width, key=block_key) for block_key in block_keys)

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from .._number import real, whole
+
 
 class GroupNorm(eqx.Module):
     """Group normalisation (Wu & He 2018) of a channels-last image, in float32 or better."""
@@ -13,9 +15,9 @@ class GroupNorm(eqx.Module):
     bias: Float[Array, "c"]
 
     def __init__(self, channels: int, groups: int, *, epsilon: float = 1e-5):
-        if groups < 1 or channels % groups:
-            raise ValueError(f"needs groups that divide {channels} channels; got {groups}; do choose a divisor")
-        self.groups, self.epsilon = groups, epsilon
+        self.groups, self.epsilon = whole("groups", groups, 1, "use 1"), _epsilon(epsilon)
+        if channels % self.groups:
+            raise ValueError(f"needs groups that divide {channels} channels; got {groups}; choose a divisor")
         self.weight = jnp.ones(channels)
         self.bias = jnp.zeros(channels)
 
@@ -32,7 +34,7 @@ class LayerNorm(eqx.Module):
     bias: Float[Array, "c"] | None
 
     def __init__(self, channels: int, *, epsilon: float = 1e-6, affine: bool = True):
-        self.epsilon = epsilon
+        self.epsilon = _epsilon(epsilon)
         self.weight = jnp.ones(channels) if affine else None
         self.bias = jnp.zeros(channels) if affine else None
 
@@ -43,6 +45,10 @@ class LayerNorm(eqx.Module):
         if self.weight is not None and self.bias is not None:
             y = y * self.weight.astype(y.dtype) + self.bias.astype(y.dtype)
         return y.astype(x.dtype)
+
+
+def _epsilon(epsilon: float) -> float:
+    return real("epsilon", epsilon, "(0, inf)", "use 1e-5")
 
 
 def _group_standardize(x: Float[Array, "*n c"], groups: int, epsilon: float) -> Float[Array, "*n c"]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, DTypeLike, Float, Int, PRNGKeyArray
 
+from .._number import optional_whole, real, whole, wholes
 from ._context import Context
 from ._dropout import keys_or_none
 from ._embedding import Embedding
@@ -17,7 +18,7 @@ from ._text import Text
 from ._text_only import TextOnly
 from ._unet_level import Level, Middle
 from ._unet_maker import UNetMaker, per_level
-from ._unet_style import ADM, UNetStyle
+from ._unet_style import ADM, UNetStyle, checked_style
 
 
 class UNet(eqx.Module):
@@ -90,12 +91,19 @@ class UNet(eqx.Module):
         style: UNetStyle = ADM,
         key: PRNGKeyArray,
     ):
+        channels, width = whole("channels", channels, 1, "use 3"), whole("width", width, 1, "use 32")
+        blocks, patch = whole("blocks", blocks, 1, "use 1"), whole("patch", patch, 1, "use 1")
+        out_channels = optional_whole("out_channels", out_channels, channels, "use None for the input's") or channels
+        multipliers = wholes("multipliers", multipliers, 1, "use (1, 2, 2)")
+        dropout = real("dropout", dropout, "[0, 1)", "use 0.0 for none")
+        style = checked_style(style)
         context_key, embedding_key, first_key, middle_key, down_key, up_key = jr.split(key, 6)
         self.channels, self.patch, self.dtype = channels, patch, None if dtype is None else jnp.dtype(dtype)
         self.centred, self.divided = style.centred, style.divided
         widths = [width * m for m in multipliers]
         n, emb_width = len(widths), style.emb_width or 4 * width
         heads = [_heads(c) for c in widths] if heads is None else per_level("heads", heads, n)
+        heads = wholes("heads", heads, 1, "use 1")
         make = UNetMaker(widths, heads, blocks, style, emb_width, text_width, dropout, remat)
         attention = per_level("attention", [False] * (n - 1) + [True] if attention is None else attention, n)
         attention_up = attention if style.attention_up is None else per_level("attention_up", style.attention_up, n)
@@ -106,14 +114,7 @@ class UNet(eqx.Module):
         self.middle = make.middle(key=middle_key) if style.middle else None
         self.up = make.up(attention_up, key=up_key)
         self.norm = style.residual.norm(widths[0])
-        self.last = Conv(widths[0], (out_channels or channels) * patch**2, key=None)
-
-    def __check_init__(self):
-        if self.last.weight.shape[-1] < self.channels * self.patch**2:
-            raise ValueError(
-                f"UNet needs out_channels of at least {self.channels}, the channels of its input;"
-                f" got {self.last.weight.shape[-1] // self.patch**2}; do choose more"
-            )
+        self.last = Conv(widths[0], out_channels * patch**2, key=None)
 
     @property
     def num_labels(self) -> int | None:

@@ -115,5 +115,5 @@ def per_level(name: str, values: Any, levels: int) -> tuple[Any, ...]:
     """One value for each level, of as many or of one for all."""
     values = tuple(values) if isinstance(values, Sequence) else (values,) * levels
     if len(values) != levels:
-        raise ValueError(f"{name} needs one value for each of {levels} levels; got {values}; do give as many")
+        raise ValueError(f"{name} needs one value for each of {levels} levels; got {values}; give as many")
     return values

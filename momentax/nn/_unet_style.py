@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .._number import optional_whole, real, wholes
 from ._embedding import FourierFeatures, LogSNRFeatures, StepFeatures
 from ._residual import ADM_STYLE, ResidualStyle
 
@@ -44,3 +45,13 @@ class UNetStyle(NamedTuple):
 
 
 ADM = UNetStyle()
+
+
+def checked_style(style: UNetStyle) -> UNetStyle:
+    """The style, whose numbers are demanded to be in their range; norms see to those that are theirs alone."""
+    return style._replace(
+        emb_width=optional_whole("emb_width", style.emb_width, 1, "use None for four times the width"),
+        down_padding=wholes("down_padding", style.down_padding, 0, "use (1, 1)"),
+        middle_groups=optional_whole("middle_groups", style.middle_groups, 1, "use None for the blocks' own"),
+        middle_divisor=real("middle_divisor", style.middle_divisor, "(0, inf)", "use 1.0"),
+    )

@@ -8,6 +8,7 @@ import jax.random as jr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._number import real, whole, wholes
 from ._context import Context
 from ._embedding import Embedding, LogSNRFeatures, StepFeatures
 from ._image import Conv, check_image, depth_to_space, space_to_depth
@@ -89,6 +90,11 @@ class UViT(eqx.Module):
         remat: bool = False,
         key: PRNGKeyArray,
     ):
+        channels, width = whole("channels", channels, 1, "use 3"), whole("width", width, 1, "use 32")
+        blocks, depth = whole("blocks", blocks, 0, "use 1"), whole("depth", depth, 0, "use 2")
+        heads, patch = whole("heads", heads, 1, "use 4"), whole("patch", patch, 1, "use 1")
+        wavelet, dropout = whole("wavelet", wavelet, 0, "use 0"), real("dropout", dropout, "[0, 1)", "use 0.0 for none")
+        multipliers = wholes("multipliers", multipliers, 1, "use (1, 2)")
         keys = jr.split(key, 5)
         widths, emb_width = [width * m for m in multipliers], 4 * width
         self.channels, self.patch, self.wavelet = channels, patch, wavelet
