@@ -36,7 +36,7 @@ def compared(make, batch, dtype, rounds):
     """A row: rates of the three, and what the JVP costs next to the other two."""
     cast = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[dtype]
     made = eqx.filter_jit(make)(jax.random.key(0))
-    net = jax.tree.map(lambda leaf: leaf.astype(cast) if eqx.is_array(leaf) else leaf, made)
+    net = jax.tree.map(lambda leaf: leaf.astype(cast) if eqx.is_inexact_array(leaf) else leaf, made)
     args = net, net, jax.random.normal(jax.random.key(1), (batch, *SHAPE), jnp.float32), jnp.zeros(batch, jnp.float32)
     compiled = {program.__name__: lowered(program, *args).compile() for program in (forward, gradient, jvp)}
     flops = {name: counts(program)["flops"] for name, program in compiled.items()}

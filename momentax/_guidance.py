@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._denoiser import AbstractStraightThrough, keyed
+from ._fixed import fix, values
 from ._number import a_real
 
 
@@ -21,9 +22,10 @@ def guided(denoiser: Callable[..., Any], scale: float, null: PyTree[Any] = None)
 
     Args:
         scale: w, finite; 0 is off, and the scale of diffusers is w + 1.
-        null: the conditioning of the unconditional prediction, for one example.
+        null: the conditioning of the unconditional prediction, for one example. Its arrays are fixed: they are none of
+            the guided denoiser's parameters, whatever trains it.
     """
-    return _Guided(denoiser, scale, null)
+    return _Guided(denoiser, scale, fix(null))
 
 
 def clipped(denoiser: Callable[..., Any], limit: float = 1.0):
@@ -49,7 +51,7 @@ class _Guided(AbstractStraightThrough):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*x"]:
         denoiser = keyed(self.denoiser, key)
-        bare, free = denoiser(z, logsnr, cond), denoiser(z, logsnr, self.null)
+        bare, free = denoiser(z, logsnr, cond), denoiser(z, logsnr, values(self.null))
         return _straight_through(bare, bare + self.scale * (bare - free))
 
 

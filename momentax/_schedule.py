@@ -2,15 +2,16 @@
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
-from ._number import a_real, real
+from ._number import a_real, check_real, real
 
 
 def alpha(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -42,6 +43,10 @@ class KarrasSchedule(AbstractSchedule):
     r"""$\sigma_e(t) = (t\,\sigma_{max}^{1/\rho} + (1 - t)\,\sigma_{min}^{1/\rho})^\rho$, $\ell = -2\ln\sigma_e$.
 
     The test-time schedule of Karras et al. 2022, equation (5). Its uniform times are the paper's p(s).
+
+    Raises:
+        ValueError: for levels whose log-SNRs are beyond [-80, 80] or span less than 0.1, and for a rho at which they
+            vanish (below $|\ln\sigma| / 80$) or run together (above 1000 for each unit they span) in float32.
     """
 
     sigma_min: float = eqx.field(default=0.002, static=True, converter=a_real("sigma_min", "(0, inf)", "use 0.002"))
@@ -49,8 +54,10 @@ class KarrasSchedule(AbstractSchedule):
     rho: float = eqx.field(default=7.0, static=True, converter=a_real("rho", "(0, inf)", "use 7.0"))
 
     def __check_init__(self):
-        if not self.sigma_min < self.sigma_max:
-            raise ValueError(f"needs sigma_min < sigma_max; got {self.sigma_min}, {self.sigma_max}; swap them")
+        logs = [math.log(level) for level in (self.sigma_min, self.sigma_max)]
+        _check_ends(-2 * logs[1], -2 * logs[0])
+        least, most = max(map(abs, logs)) / _LIMIT, 2000 * (logs[1] - logs[0])
+        check_real("rho", self.rho, f"[{least:.4g}, {most:.4g}]", "use 7.0, at which no level vanishes in float32")
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         low, high = self._ends()
@@ -68,6 +75,9 @@ class CosineSchedule(AbstractSchedule):
     r"""$\ell = -2\ln\tan(a + t(b - a))$ with $a, b = \arctan e^{-\ell_{max}/2}, \arctan e^{-\ell_{min}/2}$.
 
     Nichol & Dhariwal 2021, in log-SNR and truncated as in Hoogeboom et al. 2023.
+
+    Raises:
+        ValueError: for log-SNRs beyond [-80, 80], and for a range of less than 0.1.
     """
 
     logsnr_min: float = eqx.field(default=-15.0, static=True, converter=a_real("logsnr_min", "(-inf, inf)", "use -15"))
@@ -77,19 +87,26 @@ class CosineSchedule(AbstractSchedule):
         _check_ends(self.logsnr_min, self.logsnr_max)
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        low, high = _angle(self.logsnr_max), _angle(self.logsnr_min)
-        to_data, to_noise = low + t * (high - low), (math.pi / 2 - high) + (1 - t) * (high - low)
-        return jnp.where(t < 0.5, -2 * jnp.log(jnp.tan(to_data)), 2 * jnp.log(jnp.tan(to_noise)))
+        angles = self._angles()
+        to_data, to_noise = angles.low + t * angles.span, angles.rest + (1 - t) * angles.span
+        # Each tangent where it is at most 1; the bound keeps the other one away from its pole.
+        data, noise = (-2 * jnp.log(jnp.tan(jnp.minimum(angle, 1.0))) for angle in (to_data, to_noise))
+        return jnp.where(t < angles.middle, data, -noise)
 
     def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        low, high = _angle(self.logsnr_max), _angle(self.logsnr_min)
-        return jnp.clip((jnp.arctan(jnp.exp(-logsnr / 2)) - low) / (high - low), 0, 1)
+        return self._angles().time(jnp.arctan(jnp.exp(-logsnr / 2)), jnp.arctan(jnp.exp(logsnr / 2)))
+
+    def _angles(self) -> "_Span":
+        return _span(lambda logsnr: math.atan(math.exp(-logsnr / 2)), self.logsnr_min, self.logsnr_max)
 
 
 class FlowSchedule(AbstractSchedule):
     r"""$\ell = 2\ln\frac{1 - \tau}{\tau}$ with $\tau$ linear in t: rectified flow, rescaled to variance preserving.
 
     Liu et al. 2022; Esser et al. 2024. The range of $\ell$ truncates $\tau$ to the inside of [0, 1].
+
+    Raises:
+        ValueError: for log-SNRs beyond [-80, 80], and for a range of less than 0.1.
     """
 
     logsnr_min: float = eqx.field(default=-15.0, static=True, converter=a_real("logsnr_min", "(-inf, inf)", "use -15"))
@@ -99,17 +116,15 @@ class FlowSchedule(AbstractSchedule):
         _check_ends(self.logsnr_min, self.logsnr_max)
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        low, high, rest = self._ends()
-        noise, data = low + t * (high - low), rest + (1 - t) * (high - low)
+        taus = self._taus()
+        noise, data = taus.low + t * taus.span, taus.rest + (1 - t) * taus.span
         return 2 * (jnp.log(data) - jnp.log(noise))
 
     def time(self, logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        low, high, _ = self._ends()
-        return jnp.clip((jax.nn.sigmoid(-logsnr / 2) - low) / (high - low), 0, 1)
+        return self._taus().time(jax.nn.sigmoid(-logsnr / 2), jax.nn.sigmoid(logsnr / 2))
 
-    def _ends(self) -> tuple[float, float, float]:
-        low, high = (1 / (1 + math.exp(end / 2)) for end in (self.logsnr_max, self.logsnr_min))
-        return low, high, 1 / (1 + math.exp(-self.logsnr_min / 2))
+    def _taus(self) -> "_Span":
+        return _span(lambda logsnr: 1 / (1 + math.exp(logsnr / 2)), self.logsnr_min, self.logsnr_max)
 
 
 class DiscreteSchedule(AbstractSchedule):
@@ -131,6 +146,7 @@ class DiscreteSchedule(AbstractSchedule):
                 f" got shape {table.shape}; use `jnp.cumprod(1 - betas)`"
             )
         self.logsnrs = tuple((np.log(table) - np.log1p(-table)).tolist())
+        _check_decreasing(np.asarray(self.logsnrs, np.float32), "a table of fewer steps")
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         return jnp.interp(t, *self._table(t.dtype))
@@ -158,6 +174,9 @@ def shifted(schedule: AbstractSchedule, shift: float) -> AbstractSchedule:
     Args:
         shift: c, in nats of log-SNR; `resolution_shift` gives the one for a resolution. The weights take the
             same number, to be evaluated at the unshifted log-SNR.
+
+    Raises:
+        ValueError: where log-SNRs would be beyond [-80, 80].
     """
     return _Shifted(schedule, shift)
 
@@ -183,7 +202,7 @@ def truncated(
         logsnr_max: the greatest, in nats.
 
     Raises:
-        ValueError: where nothing of the schedule is left.
+        ValueError: where nothing of the schedule is left, or too little to tell its times apart in float32.
     """
     return _Truncated(schedule, logsnr_min, logsnr_max)
 
@@ -206,6 +225,9 @@ class _Shifted(AbstractSchedule):
     schedule: AbstractSchedule
     shift: float = eqx.field(static=True, converter=a_real("shift", "(-inf, inf)", "use `resolution_shift`"))
 
+    def __check_init__(self):
+        _check_decreasing(_on_grid(self), "another shift")
+
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         return self.schedule.logsnr(t) + self.shift
 
@@ -218,11 +240,9 @@ class _Interpolated(AbstractSchedule):
     high: AbstractSchedule
 
     def __check_init__(self):
-        with jax.ensure_compile_time_eval():
-            t = jnp.linspace(0, 1, 101)
-            crossing = bool(jnp.any(self.low.logsnr(t) > self.high.logsnr(t)))
-        if crossing:
-            raise ValueError("needs low.logsnr(t) <= high.logsnr(t) for every t; got them crossing; do swap them")
+        if not np.all(_on_grid(self.low) <= _on_grid(self.high)):
+            raise ValueError("needs low.logsnr(t) <= high.logsnr(t) for every t; got them crossing; swap them")
+        _check_decreasing(_on_grid(self), "other schedules")
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         return t * self.low.logsnr(t) + (1 - t) * self.high.logsnr(t)
@@ -246,11 +266,12 @@ class _Truncated(AbstractSchedule):
 
     def __check_init__(self):
         low, high = ends(self.schedule)
-        if not max(low, self.logsnr_min) < min(high, self.logsnr_max):
+        if not (self.logsnr_min < min(high, self.logsnr_max) and max(low, self.logsnr_min) < self.logsnr_max):
             raise ValueError(
                 f"needs log-SNRs between logsnr_min and logsnr_max in the schedule, which has {low:.4g} to {high:.4g};"
                 f" got {self.logsnr_min!r} to {self.logsnr_max!r}; choose an interval that overlaps"
             )
+        _check_decreasing(_on_grid(self), "a wider interval")
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         first, last = self._times(t.dtype)
@@ -267,10 +288,58 @@ class _Truncated(AbstractSchedule):
         return first, last
 
 
-def _angle(logsnr: float) -> float:
-    return math.atan(math.exp(-logsnr / 2))
+class _Span(NamedTuple):
+    """What is linear in time between two log-SNRs: an angle or tau, which with its complement makes a constant.
+
+    Its value at the data's end, its complement there, the complement at the noise's end, and what lies between.
+    """
+
+    low: float
+    complement: float
+    rest: float
+    span: float
+
+    @property
+    def middle(self) -> float:
+        """The time at which it equals its complement, in or beyond [0, 1]."""
+        return 0.5 + (self.rest - self.low) / (2 * self.span)
+
+    def time(self, value: Float[Array, "*s"], complement: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """The time of a value, from the end that it is near to where the whole range is."""
+        if self.low < self.complement:
+            return jnp.clip((value - self.low) / self.span, 0, 1)
+        return jnp.clip(1 - (complement - self.rest) / self.span, 0, 1)
+
+
+def _span(value: Callable[[float], float], logsnr_min: float, logsnr_max: float) -> _Span:
+    """That of a function whose complement is its value at the negative log-SNR: nothing cancels."""
+    low, high, complement, rest = (value(end) for end in (logsnr_max, logsnr_min, -logsnr_max, -logsnr_min))
+    return _Span(low, complement, rest, high - low if low < complement else complement - rest)
+
+
+_LIMIT = 80.0
+"""Of log-SNRs, either way: SNRs, and the square roots of their odds, are normal numbers in float32."""
 
 
 def _check_ends(logsnr_min: float, logsnr_max: float) -> None:
-    if not logsnr_min < logsnr_max:
-        raise ValueError(f"needs logsnr_min < logsnr_max; got {logsnr_min!r}, {logsnr_max!r}; swap them")
+    inside = -_LIMIT <= logsnr_min <= logsnr_max - 0.1 and logsnr_max <= _LIMIT
+    if not inside:
+        raise ValueError(
+            f"needs log-SNRs of at least {-_LIMIT} and at most {_LIMIT}, 0.1 apart or more, the least first;"
+            f" got {logsnr_min!r} to {logsnr_max!r}; swap or change them"
+        )
+
+
+def _on_grid(schedule: AbstractSchedule) -> Float32[np.ndarray, " times"]:
+    """Log-SNRs at 257 times in float32."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(schedule.logsnr(jnp.linspace(0, 1, 257, dtype=jnp.float32)))
+
+
+def _check_decreasing(logsnrs: Float32[np.ndarray, " n"], otherwise: str) -> None:
+    """Of what is made of tables or other schedules; the bound has room for roundings."""
+    if not (np.all(np.diff(logsnrs) < 0) and np.all(np.abs(logsnrs) <= _LIMIT + 0.01)):
+        raise ValueError(
+            f"needs log-SNRs in [{-_LIMIT}, {_LIMIT}] that decrease in float32;"
+            f" got {logsnrs.max():.4g} to {logsnrs.min():.4g}, or equal ones; use {otherwise}"
+        )

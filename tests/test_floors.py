@@ -10,6 +10,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / "momentax"
 FLOORS = {
     "_contract": -1,
+    "_fixed": -1,
     "_number": -2,
     "_divergence": 0,
     "_extra": 0,

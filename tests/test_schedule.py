@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import DDPM, SCHEDULES, logsnrs, time_pairs, times
 
@@ -14,6 +14,18 @@ from momentax import CosineSchedule, DiscreteSchedule, FlowSchedule, KarrasSched
 
 GRID = jnp.linspace(0, 1, 257)
 EPS = float(jnp.finfo(jnp.float32).eps)
+
+
+class Broken(momentax.AbstractSchedule):
+    """A schedule of one's own without numbers."""
+
+    def logsnr(self, t):
+        return t * jnp.nan
+
+    def time(self, logsnr):
+        return logsnr * jnp.nan
+
+
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 
@@ -213,14 +225,91 @@ def test_an_interpolation_of_a_schedule_with_itself_is_itself(schedule):
     np.testing.assert_allclose(both.time(both.logsnr(GRID)), GRID, rtol=0, atol=1e-12)
 
 
+@st.composite
+def ranges(draw):
+    """Two log-SNRs that any schedule may end at; at the bounds and close together as often as not."""
+    width = draw(st.floats(0.1, 160) | st.just(0.1))
+    low = draw(st.floats(-80, 80 - width) | st.sampled_from([-80.0, 80 - width]))
+    return low, min(low + max(width, 0.1000001), 80.0) if low + width < 80 else 80.0
+
+
+@st.composite
+def made(draw):
+    """A schedule of any settings that are allowed."""
+    low, high = draw(ranges().filter(lambda ends: ends[1] - ends[0] >= 0.1))
+    kind = draw(st.sampled_from([CosineSchedule, FlowSchedule, KarrasSchedule]))
+    if kind is not KarrasSchedule:
+        return kind(low, high)
+    # A rounding inside: the levels' logarithms are to be within the bounds, too.
+    levels = np.exp(-np.clip([high, low], -79.999, 79.999) / 2)
+    assume(2 * np.diff(np.log(levels))[0] >= 0.1001)
+    logs = np.log(levels)
+    least, most = 1.01 * np.abs(logs).max() / 80, 0.99 * 2000 * (logs[1] - logs[0])
+    rho = draw(st.floats(least, most) | st.sampled_from([least, most]))
+    return KarrasSchedule(float(levels[0]), float(levels[1]), float(rho))
+
+
+@settings(max_examples=60)
+@given(made())
+def test_every_schedule_that_is_allowed_decreases_in_float32(schedule):
+    """From end to end; the ends are those that it was given, to the rounding of a number below 80."""
+    single = np.asarray(schedule.logsnr(GRID.astype(jnp.float32)))
+    assert np.all(np.isfinite(single))
+    assert np.all(np.diff(single) < 0), schedule
+    double = np.asarray(schedule.logsnr(GRID))
+    assert np.all(np.diff(double) < 0)
+    if isinstance(schedule, KarrasSchedule):
+        ends = -2 * np.log([schedule.sigma_min, schedule.sigma_max])
+        # rho roundings of a logarithm, and of a root that is below e^80.
+        error = 8 * EPS * (2 * schedule.rho + 80)
+    else:
+        ends, error = [schedule.logsnr_max, schedule.logsnr_min], 8 * EPS * 80
+    np.testing.assert_allclose(single[[0, -1]], ends, rtol=0, atol=error)
+
+
+@settings(max_examples=60)
+@given(made())
+def test_the_times_of_every_schedule_that_is_allowed_come_back_in_float64(schedule):
+    """To what a rounding of a log-SNR of 80 is of a range of a tenth, or one of the time is."""
+    if isinstance(schedule, KarrasSchedule):
+        # Of a steep power or of nearly equal levels: what rounding a log-SNR does to the time, by their ratio.
+        assume(0.5 < schedule.rho < 100)
+    back = np.asarray(schedule.time(schedule.logsnr(GRID)))
+    np.testing.assert_allclose(back, GRID, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(-80.0, 80.0), FlowSchedule(-80.0, 80.0)], ids=["cosine", "flow"])
+def test_the_widest_schedules_end_where_they_are_told(schedule):
+    for dtype in (jnp.float32, jnp.float64):
+        np.testing.assert_allclose(schedule.logsnr(jnp.asarray([0.0, 1.0], dtype)), [80.0, -80.0], rtol=1e-6)
+
+
+@given(ranges().filter(lambda ends: ends[1] - ends[0] >= 0.1), st.floats(0, 1))
+def test_cosine_of_any_range_is_the_tangent_of_an_angle(ends, t):
+    r"""Where neither the angle nor its complement is small, so that the textbook's form can be computed."""
+    low, high = max(ends[0], -9.0), min(ends[1], 9.0)
+    assume(high - low > 0.1)
+    angles = np.arctan(np.exp(-np.asarray([high, low]) / 2))
+    expected = -2 * np.log(np.tan(angles[0] + t * (angles[1] - angles[0])))
+    np.testing.assert_allclose(CosineSchedule(low, high).logsnr(jnp.asarray(t)), expected, rtol=0, atol=1e-11)
+
+
 ERRONEOUS = {
     "karras swapped": lambda: KarrasSchedule(80.0, 0.002),
     "karras zero": lambda: KarrasSchedule(0.0, 80.0),
     "karras endless": lambda: KarrasSchedule(0.002, float("inf")),
     "karras rho": lambda: KarrasSchedule(rho=0.0),
+    "karras small rho": lambda: KarrasSchedule(rho=0.07),
+    "karras large rho": lambda: KarrasSchedule(rho=3e4),
+    "karras far": lambda: KarrasSchedule(0.002, 1e18),
+    "karras narrow": lambda: KarrasSchedule(1.0, 1.01),
     "karras nan": lambda: KarrasSchedule(rho=float("nan")),
     "cosine swapped": lambda: CosineSchedule(15.0, -15.0),
     "cosine endless": lambda: CosineSchedule(-float("inf"), 15.0),
+    "cosine far": lambda: CosineSchedule(-15.0, 81.0),
+    "cosine narrow": lambda: CosineSchedule(-15.0, -14.95),
+    "cosine nan": lambda: CosineSchedule(float("nan"), 15.0),
+    "flow far": lambda: FlowSchedule(-81.0, 15.0),
     "flow swapped": lambda: FlowSchedule(15.0, -15.0),
     "flow empty": lambda: FlowSchedule(1.0, 1.0),
     "discrete increasing": lambda: DiscreteSchedule(DDPM[::-1]),
@@ -229,11 +318,21 @@ ERRONEOUS = {
     "discrete table": lambda: DiscreteSchedule(DDPM[None]),
     "discrete betas": lambda: DiscreteSchedule(np.asarray([1.0, 0.5])),
     "crossing": lambda: momentax.interpolated(CosineSchedule(), momentax.shifted(CosineSchedule(), -1.0)),
+    "crossing nan": lambda: momentax.interpolated(Broken(), CosineSchedule()),
+    "discrete equal in float32": lambda: DiscreteSchedule(np.asarray([0.9, 0.9 - 1e-12])),
+    "discrete far": lambda: DiscreteSchedule(np.asarray([0.5, 1e-36])),
+    "shifted far": lambda: momentax.shifted(CosineSchedule(), 70.0),
+    "shifted nan": lambda: momentax.shifted(CosineSchedule(), float("nan")),
+    "shifted broken": lambda: momentax.shifted(Broken(), 0.0),
+    "truncated nan": lambda: momentax.truncated(CosineSchedule(), float("nan")),
+    "truncated nan above": lambda: momentax.truncated(CosineSchedule(), -5.0, float("nan")),
+    "truncated swapped": lambda: momentax.truncated(CosineSchedule(), 5.0, -5.0),
+    "truncated to nothing in float32": lambda: momentax.truncated(CosineSchedule(), -15.0, -14.999),
     "resolution": lambda: momentax.resolution_shift(0.0, 64.0),
 }
 
 
 @pytest.mark.parametrize("make", ERRONEOUS.values(), ids=ERRONEOUS)
 def test_a_schedule_that_would_not_decrease_or_not_end_is_refused(make):
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; (do|use|swap) .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; .+"):
         make()

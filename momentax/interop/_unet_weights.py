@@ -1,5 +1,6 @@
 from typing import Any, NamedTuple
 
+from .._fixed import Fixed
 from ..nn._embedding import Embedding, FourierFeatures
 from ..nn._image_attention import ImageAttention, TextAttention
 from ..nn._residual import Resample, Residual
@@ -33,7 +34,7 @@ class _UNetReader(NamedTuple):
     def embedding(self, embedding: Embedding) -> Embedding:
         classes, features = embedding.classes, embedding.features
         if isinstance(features, FourierFeatures):
-            weight = self.read.take("time_proj.weight", features.weight.shape)
+            weight = Fixed(self.read.take("time_proj.weight", features.weight.bits.shape))
             embedding = replaced(embedding, features=replaced(features, weight=weight))
         return replaced(
             embedding,

@@ -5,6 +5,7 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from .._fixed import Fixed
 from .._number import a_real, optional_whole, real, whole
 from ._label import check_label, row_of
 
@@ -52,19 +53,23 @@ class StepFeatures(eqx.Module):
 
 
 class FourierFeatures(eqx.Module):
-    r"""Sines and cosines of $2 \pi w \log t$ for a noise level $t > 0$ (Song et al. 2021); $w$ is never trained."""
+    r"""Sines and cosines of $2 \pi w \log t$ for a noise level $t > 0$ (Song et al. 2021).
 
-    weight: Float[Array, "half"]
+    $w$ is drawn once and never trained: it is `Fixed`, no floating-point array that an optimiser would take, and is
+    stored with the network.
+    """
+
+    weight: Fixed
 
     def __init__(self, size: int, *, scale: float = 16.0, key: PRNGKeyArray):
-        self.weight = real("scale", scale, "(0, inf)", "use 16.0") * jr.normal(key, (_even(size) // 2,))
+        self.weight = Fixed(real("scale", scale, "(0, inf)", "use 16.0") * jr.normal(key, (_even(size) // 2,)))
 
     @property
     def size(self) -> int:
-        return 2 * len(self.weight)
+        return 2 * len(self.weight.bits)
 
     def __call__(self, t: Float[Array, ""]) -> Float[Array, "features"]:
-        weight = jax.lax.stop_gradient(self.weight)
+        weight = self.weight.value
         angles = jnp.log(t).astype(weight.dtype) * weight * (2 * np.pi)
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
 
