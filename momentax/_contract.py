@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 # Their draws under `jax.vmap` follow the first key alone, so that an example's noise depends on its neighbours.
 _UNMAPPABLE = ("rbg", "unsafe_rbg")
@@ -72,7 +72,7 @@ def check_shape(shape: Any) -> None:
         raise ValueError(f"needs the shape of one example, positive whole numbers; got {shape!r}; use `x[0].shape`")
 
 
-def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def at_least_single(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Half precision becomes float32; log-SNR and the coefficients follow the data's dtype."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 
