@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._adam import check_settings, lambdas
 from ._contract import at_least_single
@@ -32,7 +32,7 @@ class Diagonal(eqx.Module):
         try:
             return _paired(_scaled, grads, self.scale)
         except ValueError as error:
-            raise _unfit(self.scale, grads) from error
+            raise _unfit(self.scale, grads, error) from error
 
     def covered(self, params: PyTree[Any], filter_spec: PyTree[Any]) -> PyTree[Any]:
         """The `filter_spec` without the leaves that have no scale.
@@ -44,7 +44,7 @@ class Diagonal(eqx.Module):
         try:
             both = _paired(_has_both, moving, self.scale)
         except ValueError as error:
-            raise _unfit(self.scale, moving) from error
+            raise _unfit(self.scale, moving, error) from error
         kept, needed = (len(jax.tree.leaves(tree)) for tree in (eqx.filter(moving, both), moving))
         if kept == 0 < needed:
             raise ValueError(
@@ -154,7 +154,7 @@ def _paired(function: Callable[[Any, Any], Any], a: PyTree[Any], b: PyTree[Any])
     return jax.tree.unflatten(of_a, [_paired(function, *both) for both in zip(below_a, below_b, strict=True)])
 
 
-def _scaled(grad: Any, scale: Any) -> Inexact[Array, "..."] | None:
+def _scaled(grad: Any, scale: Any) -> Any:
     if not jax.tree.leaves(grad) and (grad is None or scale is None):
         return grad
     _check_leaves(grad, scale)
@@ -166,8 +166,8 @@ def _has_both(param: Any, scale: Any) -> bool:
     if param is None or scale is None:
         return False
     _check_leaves(param, scale)
-    if jnp.broadcast_shapes(param.shape, scale.shape) != param.shape:
-        raise ValueError(f"{param.shape} is not {scale.shape}")
+    if not _broadcasts(scale.shape, param.shape):
+        raise ValueError(f"an array of shape {param.shape} is not one of {scale.shape}")
     return True
 
 
@@ -181,6 +181,13 @@ def _merged(trees: list[PyTree[Any]]) -> PyTree[Any]:
         ) from error
 
 
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return jnp.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
+
+
 def _either(a: Any, b: Any) -> Any:
     if a is not None and b is not None:
         raise ValueError("two of the same leaf")
@@ -192,9 +199,9 @@ def _check_leaves(*nodes: Any) -> None:
         raise ValueError("an array is not a tree")
 
 
-def _unfit(scale: PyTree[Any], grads: PyTree[Any]) -> ValueError:
+def _unfit(scale: PyTree[Any], grads: PyTree[Any], error: ValueError) -> ValueError:
     return ValueError(
         f"needs gradients of the scale's structure, {jax.tree.structure(scale)};"
-        f" got {jax.tree.structure(grads)}; take Lambda from this teacher,"
+        f" got {jax.tree.structure(grads)} ({error}); take Lambda from this teacher,"
         " by `estimate_preconditioner` if it is guided or clipped"
     )
