@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from ._number import wholes
 
@@ -72,7 +72,7 @@ def check_numbers(name: str, x: Any) -> None:
         raise TypeError(f"needs {name} as a JAX or NumPy array of real numbers; got {_described(x)}; {_CONVERT}")
 
 
-def at_least_single(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def at_least_single(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Half precision becomes float32; log-SNR and the coefficients follow the data's dtype."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
 

@@ -41,6 +41,7 @@ def value_and_grad(
 
     Returns:
         A callable pytree `(model, x, key, cond=None) -> (value, grads)`; `grads` is None at leaves that stay.
+        Of complex leaves it is the direction of steepest ascent, as optimisers want it; `jax.grad` gives its conjugate.
 
     Raises:
         ValueError: where the loss was built for another axis, so that its noise would repeat on every device; for
@@ -79,6 +80,11 @@ def mean_over_parts(
     return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, like)
 
 
+def ascent(grads: PyTree[Any]) -> PyTree[Any]:
+    r"""Steepest ascent, $\partial_a L + i\,\partial_b L$ for parameters $a + ib$: `jax.grad` gives its conjugate."""
+    return jax.tree.map(lambda grad: jnp.conj(grad) if jnp.iscomplexobj(grad) else grad, grads)
+
+
 class _ValueAndGrad(eqx.Module):
     loss: Callable[..., Any]
     axis_name: Axes | None = eqx.field(static=True)
@@ -112,7 +118,8 @@ class _ValueAndGrad(eqx.Module):
 
     def _of_part(self, loss, model, x, key, cond):
         moving, fixed = eqx.partition(model, self.filter_spec)
-        return jax.value_and_grad(lambda moving: loss(eqx.combine(moving, fixed), x, key, cond))(moving)
+        value, grads = jax.value_and_grad(lambda moving: loss(eqx.combine(moving, fixed), x, key, cond))(moving)
+        return value, ascent(grads)
 
     def _in_pieces(self, model, x, key, cond):
         axes = names(self.axis_name)

@@ -14,9 +14,9 @@ from ._contract import check_batch, check_even, check_key
 from ._defaults import default_weight
 from ._denoiser import underlying
 from ._divergence import Divergence, squared_error
-from ._gradient import mean_over_parts
+from ._gradient import ascent, mean_over_parts
 from ._judge import AbstractLoss, Draws, Loss, Model, dot, predictions, weighted_error, weights
-from ._precondition import by_pieces, identity
+from ._precondition import Diagonal, by_pieces, identity
 from ._rollout import Draw, Rollout, fitted, halved, over
 from ._shard import Axes, averaged, together, varying
 from ._tangent import Tangent, forward_mode
@@ -46,7 +46,8 @@ def instant(
     Args:
         rollout: how $\tilde x$ and $z_s$ are drawn: `Rollout(schedule, k, kernel)`.
         weight: w(s); None is the one that fits what the teacher predicts, `default_weight(teacher)`.
-        precond: Lambda, linear and symmetric: `identity`, a `Diagonal`, `adam_preconditioner(opt_state)`.
+        precond: Lambda, linear and symmetric: `identity`, a `Diagonal`, `adam_preconditioner(opt_state)`. Leaves for
+            which a `Diagonal` has None, as those that an Adam under `optax.masked` left, are no part of $\theta$.
         tangent: how $J_\theta\nu$ is taken: `forward_mode`, `reverse_mode`, `central_difference`.
         filter_spec: which of the teacher's leaves are $\theta$, as in `eqx.partition`: a function of a leaf or a tree
             of bools.
@@ -55,9 +56,12 @@ def instant(
             so that a teacher or a Lambda that does not fit is told here and not at the first update.
 
     Raises:
-        ValueError: when traced, before anything is compiled: for an odd batch, and for a network that has no such
+        ValueError: for a `Diagonal` of another structure than the teacher's, or of none of its leaves;
+            when traced, before anything is compiled: for an odd batch, and for a network that has no such
             tangent.
     """
+    if isinstance(precond, Diagonal):
+        filter_spec = precond.covered(teacher, filter_spec)
     draws, weight = over(fitted(rollout, teacher), axis_name), weight or default_weight(teacher)
     loss = _Instant(teacher, precond, draws, weight, divergence, tangent, filter_spec)
     if like is not None:
@@ -118,7 +122,7 @@ class _Instant(AbstractLoss):
         def error(moving):
             return weighted_error(self.weight, self.divergence, eqx.combine(moving, fixed), draw)
 
-        return jax.grad(error)(varying(moving, self.axis_name))
+        return ascent(jax.grad(error)(varying(moving, self.axis_name)))
 
     def preconditioned(self, gradient: PyTree[Any]) -> PyTree[Any]:
         """Every device's gradient to nu: averaged over the axis, then Lambda."""

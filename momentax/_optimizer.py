@@ -1,7 +1,13 @@
 """The optimiser of the paper's recipe."""
 
-import optax
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from ._contract import at_least_single
 from ._number import real_or_traced, whole
 
 
@@ -18,6 +24,8 @@ def paper_optimizer(
     r"""Clip, then Adam with $\beta_1 = 0$, warmed up and then linear to zero: the recipe of Salimans et al. 2024.
 
     Without a first moment Adam is RMSprop with bias correction, $g / (\sqrt{\hat\nu} + \epsilon)$, in half the memory.
+    Norm and moments are in float32 or better, whatever the parameters are: in float16 `eps` is zero, and so is the
+    square of most gradients. An update has its gradient's dtype.
 
     Args:
         learning_rate: at the end of the warm-up. The paper does not print it; 1e-6 to 1e-5 for its networks.
@@ -41,10 +49,25 @@ def paper_optimizer(
         ],
         [warmup],
     )
-    return optax.chain(
+    return _in_single(
         optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1, b2, eps)
         if b1
         else optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def _in_single(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Their chain, which sees gradients and parameters of half precision as float32."""
+    chain = optax.chain(*transforms)
+
+    def update(grads, state, params=None):
+        updates, state = chain.update(_single(grads), state, _single(params))
+        return jax.tree.map(lambda update, grad: update.astype(jnp.asarray(grad).dtype), updates, grads), state
+
+    return optax.GradientTransformation(lambda params: chain.init(_single(params)), update)
+
+
+def _single(tree: PyTree[Any]) -> PyTree[Any]:
+    return jax.tree.map(lambda leaf: at_least_single(jnp.asarray(leaf)), tree)

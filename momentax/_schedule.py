@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from ._number import a_real, check_real, real
+from ._number import a_real, real
 
 
 def alpha(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -57,7 +57,7 @@ class KarrasSchedule(AbstractSchedule):
         logs = [math.log(level) for level in (self.sigma_min, self.sigma_max)]
         _check_ends(-2 * logs[1], -2 * logs[0])
         least, most = max(map(abs, logs)) / _LIMIT, 2000 * (logs[1] - logs[0])
-        check_real("rho", self.rho, f"[{least:.4g}, {most:.4g}]", "use 7.0, at which no level vanishes in float32")
+        real("rho", self.rho, f"[{least:.4g}, {most:.4g}]", "use 7.0, at which no level vanishes in float32")
 
     def logsnr(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]:
         low, high = self._ends()

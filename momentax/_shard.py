@@ -152,8 +152,8 @@ def norm(tree: PyTree[Any]) -> Float[Array, ""]:
 
     def squared(leaf):
         if not is_shard(leaf):
-            return jnp.sum(jnp.square(leaf))
-        return lax.psum(jnp.sum(jnp.square(leaf.piece)), leaf.axis)
+            return jnp.sum(jnp.real(jnp.conj(leaf) * leaf))
+        return lax.psum(squared(leaf.piece), leaf.axis)
 
     return jnp.sqrt(sum(map(squared, jax.tree.leaves(tree, is_leaf=is_shard))))
 

@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "momentax"
 FLOORS = {
+    "_adam": 0,
     "_contract": -1,
     "_fixed": -1,
     "_number": -2,

@@ -119,3 +119,45 @@ def test_settings_that_freeze_or_ascend_are_refused(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=rf"^needs {name} as a number in .+; got .+; use .+"):
         momentax.paper_optimizer(1e-3, 10, warmup=1, **setting)
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_takes_the_updates_of_single(dtype, b1):
+    """Gradients whose squares no float16 has, on both sides: the moments are float32's, the updates theirs, rounded."""
+    gradients = [jnp.asarray([3e-4, -2e-6, 0.0, 300.0], dtype) * jnp.asarray(s, dtype) for s in (1.0, 0.5, 2.0)]
+    optimizer = momentax.paper_optimizer(1e-2, 10, warmup=0, clip=float("inf"), b1=b1)
+    found = _updates(optimizer, gradients)
+    expected = _updates(optimizer, [gradient.astype(jnp.float32) for gradient in gradients])
+    assert all(leaf.dtype != dtype for leaf in jax.tree.leaves(optimizer.init(gradients[0])))
+    for half, single in zip(found, expected, strict=True):
+        assert half.dtype == dtype
+        np.testing.assert_array_equal(half, single.astype(dtype))
+    assert jnp.all((found[-1] != 0) == (gradients[0] != 0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_clipped_by_its_norm(dtype):
+    """Whose square no float16 has: by hand, the first update of RMSprop is the clipped gradient's sign."""
+    optimizer = momentax.paper_optimizer(1.0, 10**9, warmup=0, b2=0.5, eps=1.0)
+    (update,) = _updates(optimizer, [jnp.asarray([600.0, -800.0], dtype)])
+    clipped = np.asarray([0.6, -0.8])
+    np.testing.assert_allclose(
+        update.astype(float), -clipped / (np.abs(clipped) + 1), rtol=2 * float(jnp.finfo(dtype).eps)
+    )
+
+
+def test_parameters_of_half_precision_move_as_those_of_single_do():
+    """Down |w - 1|^2 / 2; each of 400 updates rounds by half a unit in the last place below 1."""
+    half, single = (_descended(jnp.zeros(3, dtype), 400) for dtype in (jnp.float16, jnp.float32))
+    assert jnp.all(single > 0.9)
+    np.testing.assert_allclose(half, single, atol=400 * float(jnp.finfo(jnp.float16).eps) / 4)
+
+
+def _descended(w, updates):
+    optimizer = momentax.paper_optimizer(1e-2, updates, warmup=10)
+    state, step = optimizer.init(w), jax.jit(optimizer.update)
+    for _ in range(updates):
+        update, state = step(w - 1, state, w)
+        w = optax.apply_updates(w, update)
+    return w

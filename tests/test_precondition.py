@@ -88,12 +88,12 @@ def _mean_square(gradients, b2):
     ids=["none", "rms", "two"],
 )
 def test_a_state_without_one_adam_is_an_error(optimizer):
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; pass .+"):
         momentax.adam_preconditioner(_after(optimizer, _gradients(0, 1))[0])
 
 
 def test_an_adam_that_saw_no_gradient_is_an_error():
-    with pytest.raises(ValueError, match=r"^needs .+; got count 0; do .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got count 0; update .+"):
         momentax.adam_preconditioner(optax.adam(RATE).init({"a": jnp.ones(2)}))
 
 
@@ -128,7 +128,7 @@ def test_a_gradient_keeps_its_dtype_and_is_scaled_in_the_scales(dtype):
 
 @pytest.mark.parametrize("grads", [{"b": jnp.ones(2)}, [jnp.ones(2)], {"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": {}}])
 def test_gradients_of_another_structure_are_an_error(grads):
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; take .+"):
         momentax.Diagonal({"a": jnp.ones(2)})(grads)
 
 
@@ -190,7 +190,7 @@ def test_an_estimate_applies_to_the_gradients_of_a_teacher_with_other_leaves():
 
 
 def test_an_estimate_from_no_batches_is_an_error():
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; do .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; update .+"):
         estimate(_square_loss, TEACHER, [], jax.random.key(0))
 
 
@@ -208,3 +208,59 @@ def test_leaves_that_the_gradients_leave_out_are_left_out():
     np.testing.assert_allclose(part.scale.drift, whole.scale.drift, rtol=1e-12)
     with pytest.raises(ValueError, match="needs gradients of the scale's structure"):
         part(jax.tree.map(jnp.ones_like, teacher))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_an_estimate_in_half_precision_is_taken_in_single(dtype):
+    """By NumPy in double, of gradients in half precision: their squares are zero in float16, 0.999 is 1 in bfloat16."""
+    teacher = _Teacher(TEACHER.w.astype(dtype), TEACHER.steps)
+    batches = [jnp.asarray(1e-4 * batch) for batch in np.random.default_rng(1).normal(size=(300, 4, 3))]
+
+    def loss(model, x, key, cond=None):
+        return jnp.sum(model.w * jnp.mean(x, 0).astype(dtype))
+
+    found = momentax.estimate_preconditioner(loss, teacher, batches, jax.random.key(0)).scale.w
+    gradients = [np.asarray(jnp.mean(batch, 0).astype(dtype)).astype(float) for batch in batches]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, 1 / (_mean_square(gradients, 0.999) ** 0.5 + 1e-8), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_a_state_in_half_precision_is_read_in_single(dtype):
+    """In the smallest numbers too: eps is zero in float16, and a bias correction rounds."""
+    gradient = {"a": jnp.asarray([0.0, 3.0, -0.25], dtype)}
+    optimizer = optax.scale_by_adam(b2=0.9)
+    _, state = optimizer.update(gradient, optimizer.init(gradient))
+    found = momentax.adam_preconditioner(state, b2=0.9).scale["a"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[0], 1e8, rtol=1e-6)
+    # One rounding of the square in the state, whose root halves it.
+    np.testing.assert_allclose(found[1:], [1 / 3, 4], rtol=float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize(("dtype", "b2"), [(jnp.bfloat16, 0.999), (jnp.float16, 0.9999), (jnp.float32, 1 - 1e-9)])
+def test_a_state_too_coarse_for_its_decay_is_refused(dtype, b2):
+    state, _ = _after_in(dtype)
+    with pytest.raises(ValueError, match=rf"^needs a second moment in .+b2={b2} from 1; got {jnp.dtype(dtype)}.+; use"):
+        momentax.adam_preconditioner(state, b2=b2)
+
+
+def _after_in(dtype):
+    gradient = {"a": jnp.ones(3, dtype)}
+    optimizer = optax.scale_by_adam()
+    update, state = optimizer.update(gradient, optimizer.init(gradient))
+    return state, update
+
+
+def test_lambda_of_half_precision_is_fit_for_instant():
+    """The loss of the same teacher in single precision, to some rounding errors."""
+    teacher = linear(jax.random.key(0), dtype=jnp.bfloat16)
+    batches = [jax.random.normal(jax.random.key(i), (16, 3), jnp.float32) for i in range(5)]
+    precond = momentax.estimate_preconditioner(momentax.denoising_loss(), teacher, batches, jax.random.key(9))
+
+    @eqx.filter_jit
+    def value(teacher):
+        return momentax.instant(teacher, precond)(linear(jax.random.key(1)), batches[0], jax.random.key(3))
+
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), teacher)
+    np.testing.assert_allclose(value(teacher), value(single), rtol=8 * float(jnp.finfo(jnp.bfloat16).eps))
