@@ -144,6 +144,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "arguments that it has not": {"schedule": {"name": "CosineSchedule", "foo": 1}},
     "a network that there is not": {"denoiser": {"network": "Popen", "predict": None, "schedule": None}},
     "a folder above": {"denoiser": {"diffusers": "../x", "predict": None, "schedule": None, "variant": None}},
+    "the folder above": {"denoiser": {"diffusers": "..", "predict": None, "schedule": None, "variant": None}},
     "a table that rises": {"schedule": {"name": "DiscreteSchedule", "logsnrs": [0.0, 1.0]}},
     "no shape": {"shape": None},
 }

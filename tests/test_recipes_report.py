@@ -93,4 +93,4 @@ def test_a_table_of_data_with_a_test_split_names_it(tmp_path):
     test = Dataset("a", np.random.default_rng(0).uniform(-1, 1, (30, 1, 2, 2)).astype(np.float32), None, 0, "")
     floor = report_floor(features("pixels", test, None, Folder(tmp_path)), test, test, 20)
     assert floor["of"] == "test split"
-    assert floor["frechet_distance"] == metrics.frechet_distance(test.x[:20].reshape(20, 4), test.x.reshape(30, 4))
+    assert floor["frechet_distance"] == metrics.frechet_distance(test.x[:20].reshape(20, 4), test.x[:].reshape(30, 4))

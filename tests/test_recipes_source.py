@@ -5,18 +5,21 @@ import os
 import pathlib
 import shutil
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import told
 
+import momentax as mm
 from momentax.recipes._command import run
 from momentax.recipes._data import load
 from momentax.recipes._distillation import _describe
-from momentax.recipes._finished import Finished
+from momentax.recipes._finished import Finished, opened
 from momentax.recipes._folder import Folder
 from momentax.recipes._presets import resolved
-from momentax.recipes._settings import Distill, as_json
+from momentax.recipes._settings import Distill, Draw, as_json
 from momentax.recipes._source import keep, kept_outline
 from momentax.recipes._teacher import network, record_of, start
 from momentax.recipes._unfinished import begin
@@ -75,6 +78,16 @@ def test_without_its_data_a_run_draws_what_it_drew_with_them(model, finished, tm
     (tmp_path / "made" / "own.npz").unlink()
     monkeypatch.chdir(tmp_path)
     assert drawn(pathlib.Path("moved"), "--model", model) == of_data
+
+
+def test_the_teacher_of_a_guided_run_is_drawn_with_guidance_and_a_student_is_not(finished):
+    report = json.loads((finished / "report.json").read_text())
+    report["configuration"]["guidance"] = 1.5
+    (finished / "report.json").write_text(json.dumps(report))
+    teacher = mm.load_teacher(finished)
+    drawn_of = {model: opened(Draw(output=finished, model=model), 16).model for model in ("teacher", "student")}
+    assert eqx.tree_equal(drawn_of["teacher"], mm.guided(teacher, 1.5, jnp.asarray(3)))
+    assert eqx.tree_equal(drawn_of["student"], teacher)
 
 
 def test_labels_are_kept_small_and_in_order(finished):
