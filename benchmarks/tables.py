@@ -141,6 +141,22 @@ def few_steps(told: Record) -> str:
     return table(["", *(f"{k} step{'s' * (k > 1)}" for k in steps)], rows)
 
 
+def students(told: Record) -> str:
+    """Distances of teacher and student in as many steps, and their ratio, by data, prediction and schedule."""
+
+    def shown(row, k):
+        teacher, student = row["teacher"][k], row["student"][k]
+        return [f"{teacher:.3g}", f"{student:.3g}", f"{student / teacher:.2f}"]
+
+    names = ("problem", "prediction", "schedule")
+    rows = [
+        [*(row[name] for name in names), *shown(row, "4"), *shown(row, "8"), f"{row['teacher']['64']:.3g}"]
+        for row in told["rows"]
+    ]
+    columns = [f"{of}, {k} steps" if of != "ratio" else of for k in (4, 8) for of in ("teacher", "student", "ratio")]
+    return table([*names, *columns, "teacher, 64 steps"], rows)
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """In Markdown."""
     lines = [header, ["---"] * len(header), *rows]
@@ -162,7 +178,7 @@ def _mebibytes(size: float) -> str:
 
 TABLES: dict[str, Callable[[Record], str]] = {
     of.__name__: of
-    for of in (floor, jvp, naive, torch_compare, sampler, scaling, startup, compile, nu, joint, few_steps)
+    for of in (floor, jvp, naive, torch_compare, sampler, scaling, startup, compile, nu, joint, few_steps, students)
 }
 
 
