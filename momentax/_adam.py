@@ -82,8 +82,8 @@ def _of_rms(state: Any, hyper: Mapping[str, Any], b2: Any, eps: Any) -> PyTree[A
 
 def _of_amsgrad(state: optax.ScaleByAmsgradState, hyper: Mapping[str, Any], b2: Any, eps: Any) -> PyTree[Any]:
     """Its greatest second moment, which has been corrected before it was compared."""
-    _check_count(state)
     settings = _settings(hyper, {"b2": b2, "eps": eps}, _Settings(0.999, 1e-8))
+    _check_state(state, settings)
     return jax.tree.map(lambda nu: _inverse_root(_real(nu), settings), _given(state.nu_max))
 
 
@@ -95,11 +95,9 @@ _READ: dict[type, Callable[..., PyTree[Any]]] = {
 
 
 def _corrected(state: Any, settings: _Settings) -> PyTree[Any]:
-    _check_count(state)
-    nus = _given(state.nu)
-    for nu in jax.tree.leaves(nus):
-        _check_decay(settings.b2, nu.dtype)
-    corrected = optax.tree.bias_correction(jax.tree.map(_real, nus), settings.b2, state.count)
+    _check_state(state, settings)
+    nu = jax.tree.map(_real, _given(state.nu))
+    corrected = optax.tree.bias_correction(nu, settings.b2, state.count)
     return jax.tree.map(lambda nu: _inverse_root(nu, settings), corrected)
 
 
@@ -147,7 +145,9 @@ def _check_decay(b2: Any, dtype: Any) -> None:
         )
 
 
-def _check_count(state: Any) -> None:
+def _check_state(state: Any, settings: _Settings) -> None:
+    for nu in jax.tree.leaves(state.nu):
+        _check_decay(settings.b2, nu.dtype)
     if not isinstance(state.count, Tracer) and int(jnp.asarray(state.count)) < 1:
         raise ValueError("needs an Adam state that has seen a gradient; got count 0; update it at least once")
 

@@ -62,7 +62,8 @@ def _in_single(*transforms: optax.GradientTransformation) -> optax.GradientTrans
     """Their chain, which sees gradients and parameters of half precision as float32."""
     chain = optax.chain(*transforms)
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
+        grads = updates
         updates, state = chain.update(_single(grads), state, _single(params))
         return jax.tree.map(lambda update, grad: update.astype(jnp.asarray(grad).dtype), updates, grads), state
 

@@ -109,7 +109,7 @@ def estimate_preconditioner(
     r"""Adam's Lambda for a teacher whose optimiser state is lost: its second moment over some batches.
 
     The parameters do not move. Salimans et al. 2024 read Lambda off the teacher's Adam; this runs
-    Adam's recursion at the teacher itself.
+    Adam's recursion at the teacher itself, in float32 or better whatever the parameters are.
 
     Args:
         loss: what the teacher was trained with, `(model, x, key, cond=None) -> scalar`: `denoising_loss(...)`.
@@ -126,22 +126,17 @@ def estimate_preconditioner(
     def observe(state, teacher, x, key, cond):
         moving, fixed = eqx.partition(teacher, filter_spec)
         grads = jax.grad(lambda moving: loss(eqx.combine(moving, fixed), x, key, cond))(moving)
-        return adam.update(_magnitudes(grads), state)[1]
+        return adam.update(_single(grads), state)[1]
 
-    state = adam.init(_magnitudes(eqx.filter(teacher, filter_spec)))
+    state = adam.init(_single(eqx.filter(teacher, filter_spec)))
     for i, batch in enumerate(batches):
         x, cond = batch if isinstance(batch, tuple) else (batch, None)
         state = observe(state, teacher, x, jax.random.fold_in(key, i), cond)
     return adam_preconditioner(state, b2=b2, eps=eps)
 
 
-def _magnitudes(grads: PyTree[Any]) -> PyTree[Any]:
-    """Real, in float32 or better: all that a second moment depends on."""
-
-    def one(grad):
-        return at_least_single(jnp.abs(grad) if jnp.iscomplexobj(grad) else grad)
-
-    return jax.tree.map(one, grads)
+def _single(tree: PyTree[Any]) -> PyTree[Any]:
+    return jax.tree.map(at_least_single, tree)
 
 
 def _paired(function: Callable[[Any, Any], Any], a: PyTree[Any], b: PyTree[Any]) -> PyTree[Any]:

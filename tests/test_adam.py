@@ -1,5 +1,7 @@
 """Which states of optax tell a Lambda, and that it is the one their optimiser used."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ def _optax_promotes():
         yield
 
 
-def after(optimizer, params=PARAMS):
+def after(optimizer: Any, params: Any = PARAMS) -> tuple[Any, Any]:
     """The state after some updates, and the last update."""
     state, update, step = optimizer.init(params), None, jax.jit(optimizer.update)
     for gradient in GRADIENTS:
@@ -32,7 +34,7 @@ def after(optimizer, params=PARAMS):
     return state, update
 
 
-def injected(factory, **settings):
+def injected(factory: Any, **settings: Any) -> Any:
     return optax.inject_hyperparams(factory)(RATE, **settings)
 
 
@@ -107,7 +109,7 @@ def test_leaves_that_an_adam_does_not_have_are_left_out():
     np.testing.assert_allclose(-RATE * found.weight, update.weight, rtol=1e-12)
 
 
-ADAMS = {n: injected(optax.adam, b1=0.0, eps=0.1 * n) for n in (1, 2)}
+ADAMS: dict[Any, Any] = {n: injected(optax.adam, b1=0.0, eps=0.1 * n) for n in (1, 2)}
 
 
 def test_adams_of_other_leaves_are_put_together():
@@ -118,8 +120,11 @@ def test_adams_of_other_leaves_are_put_together():
 
 def test_adams_of_whole_branches_are_put_together():
     """A mask that is a prefix of the parameters leaves one mark for all that is below."""
+    params: Any
+    gradient: Any
     params, gradient = ({"a": tree, "b": tree, "c": tree} for tree in (PARAMS, GRADIENTS[-1]))
-    optimizer = optax.partition(ADAMS | {3: optax.sgd(RATE)}, {"a": 1, "b": 2, "c": 3})
+    adams: dict[Any, Any] = ADAMS | {3: optax.sgd(RATE)}
+    optimizer: Any = optax.partition(adams, {"a": 1, "b": 2, "c": 3})
     update, state = optimizer.update(gradient, optimizer.init(params))
     precond = momentax.adam_preconditioner(state)
     assert precond.scale["c"] is None
@@ -177,6 +182,6 @@ def test_a_lambda_that_does_not_fit_is_told_when_the_loss_is_built(scale):
 
 
 def test_a_lambda_of_all_leaves_changes_nothing():
-    full = momentax.Diagonal(PARAMS)
-    assert momentax.instant(PARAMS, full).filter_spec is eqx.is_inexact_array
-    assert momentax.instant(PARAMS, full, filter_spec=MATRIX).filter_spec is MATRIX
+    for spec in (eqx.is_inexact_array, MATRIX):
+        loss: Any = momentax.instant(PARAMS, momentax.Diagonal(PARAMS), filter_spec=spec)
+        assert loss.filter_spec is spec

@@ -1,6 +1,7 @@
 """The paper's optimiser is Adam with b1 = 0, in half the memory."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_parameters_of_half_precision_move_as_those_of_single_do():
     np.testing.assert_allclose(half, single, atol=400 * float(jnp.finfo(jnp.float16).eps) / 4)
 
 
-def _descended(w, updates):
+def _descended(w: Any, updates: int) -> Any:
     optimizer = momentax.paper_optimizer(1e-2, updates, warmup=10)
     state, step = optimizer.init(w), jax.jit(optimizer.update)
     for _ in range(updates):

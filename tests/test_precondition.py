@@ -240,16 +240,10 @@ def test_a_state_in_half_precision_is_read_in_single(dtype):
 
 @pytest.mark.parametrize(("dtype", "b2"), [(jnp.bfloat16, 0.999), (jnp.float16, 0.9999), (jnp.float32, 1 - 1e-9)])
 def test_a_state_too_coarse_for_its_decay_is_refused(dtype, b2):
-    state, _ = _after_in(dtype)
+    gradient, optimizer = {"a": jnp.ones(3, dtype)}, optax.scale_by_adam()
+    _, state = optimizer.update(gradient, optimizer.init(gradient))
     with pytest.raises(ValueError, match=rf"^needs a second moment in .+b2={b2} from 1; got {jnp.dtype(dtype)}.+; use"):
         momentax.adam_preconditioner(state, b2=b2)
-
-
-def _after_in(dtype):
-    gradient = {"a": jnp.ones(3, dtype)}
-    optimizer = optax.scale_by_adam()
-    update, state = optimizer.update(gradient, optimizer.init(gradient))
-    return state, update
 
 
 def test_lambda_of_half_precision_is_fit_for_instant():
