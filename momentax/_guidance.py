@@ -24,6 +24,9 @@ def guided(denoiser: Callable[..., Any], scale: float, null: PyTree[Any] = None)
         scale: w, finite; 0 is off, and the scale of diffusers is w + 1.
         null: the conditioning of the unconditional prediction, for one example. Its arrays are fixed: they are none of
             the guided denoiser's parameters, whatever trains it.
+
+    Raises:
+        ValueError: for a scale that is not finite.
     """
     return _Guided(denoiser, scale, fix(null))
 
@@ -33,6 +36,9 @@ def clipped(denoiser: Callable[..., Any], limit: float = 1.0):
 
     Args:
         limit: c > 0; inf for no clipping.
+
+    Raises:
+        ValueError: for any other.
     """
     return _Clipped(denoiser, limit)
 

@@ -33,6 +33,9 @@ def paper_optimizer(
         warmup: updates from zero to `learning_rate`; fewer than `updates`.
         clip: the largest global norm of a gradient; inf for no clipping.
         b1: of the first moment, which the paper does without; above zero, and below one, this is Adam in full.
+
+    Raises:
+        ValueError: for a setting out of its range, NaN included, and a warm-up that does not end.
     """
     learning_rate = real_or_traced("learning_rate", learning_rate, "(0, inf)", "use 1e-5")
     updates, warmup = whole("updates", updates, 1, "use 10_000"), whole("warmup", warmup, 0, "use 1000")

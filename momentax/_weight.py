@@ -2,6 +2,7 @@
 
 Each has the type `(logsnr, residual) -> weight`, per example, and no gradient flows through it. Settings are
 bound by `jax.tree_util.Partial(momentax.edm_weight, shift=c)`; equal ones compare equal, so that nothing is retraced.
+A setting out of its range is a ValueError at the first call, when it is traced, unless the setting is traced itself.
 """
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ def edm_weight(
     r"""$w = 1/\sigma_{data}^2 + e^{\ell - c}$, which gives every noise level one scale (Karras et al. 2022, table 1).
 
     Args:
-        sigma_data: standard deviation of the data.
+        sigma_data: standard deviation of the data, above 0.
         shift: c, the schedule's resolution shift: the weight belongs to the unshifted log-SNR.
     """
     sigma_data = real_or_traced("sigma_data", sigma_data, "(0, inf)", "use the standard deviation of the data")
@@ -30,7 +31,7 @@ def flat_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"]) -> Float
 
 
 def adaptive_weight(logsnr: Float[Array, ""], residual: Float[Array, "*x"], *, eps: float = 1e-6) -> Float[Array, ""]:
-    r"""$w = 1 / (\mathrm{mean}|\tilde x - g_\theta(z_s)| + \epsilon)$ per example (Yin et al. 2024, DMD)."""
+    r"""$w = 1 / (\mathrm{mean}|\tilde x - g_\theta(z_s)| + \epsilon)$ per example (Yin et al. 2024, DMD); eps > 0."""
     eps = real_or_traced("eps", eps, "(0, inf)", "use 1e-6")
     return 1 / (jnp.mean(jnp.abs(residual)) + eps)
 

@@ -1,7 +1,8 @@
 r"""How far samples are from data: distances between two sets of features, on the host, in float64.
 
 Features are rows, `[n, d]`: what a network of your choice makes of images, or `x.reshape(len(x), -1)`. Two
-numbers are comparable only if the same network made their features, from as many samples.
+numbers are comparable only if the same network made their features, from as many samples. What is no array of real
+numbers is a TypeError; sets too small, and settings out of their range, are a ValueError.
 """
 
 from collections.abc import Iterator

@@ -65,7 +65,7 @@ class Tensor:
         (np.full((9, 3), "1"), r"<U1\[9, 3\]"),
         (np.ones((9, 3), complex), r"complex128\[9, 3\]"),
     ],
-    ids=str,
+    ids=["tensor", "list", "objects", "texts", "complex"],
 )
 def test_what_is_no_array_of_real_numbers_is_refused_with_what_makes_one(metric, x, got):
     with pytest.raises(TypeError, match=rf"^needs .+ of real numbers; got {got}; .*x\.numpy\(\).*np\.asarray\(x\)"):

@@ -33,8 +33,8 @@ def _numeric(annotation):
 
 def _annotations(item: Any):
     """By parameter; those that a field's converter hides are the field's own."""
-    fields = {field.name: field.type for field in dataclasses.fields(item)} if dataclasses.is_dataclass(item) else {}
     parameters = inspect.signature(item).parameters.values()
+    fields = {field.name: field.type for field in dataclasses.fields(item)} if dataclasses.is_dataclass(item) else {}
     return {p.name: (fields.get(p.name, p.annotation), p.default) for p in parameters}
 
 

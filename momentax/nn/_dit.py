@@ -52,7 +52,7 @@ class DiT(eqx.Module):
 
     Raises:
         ValueError: if `z` is not of this shape, if patches do not tile it, if `cond` is not what the network was built
-            for, if `heads` does not divide `width`, or with both classes and text.
+            for, if `heads` does not divide `width`, with both classes and text, or for a setting out of its range.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)

@@ -24,7 +24,8 @@ class MLP(eqx.Module):
         num_classes: with n, `cond` is one of 0..n-1, or n or `None` for no class; without, it must be `None`.
 
     Raises:
-        ValueError: if `z` is not of this shape, or `cond` is given to a network without classes.
+        ValueError: if `z` is not of this shape, or `cond` is given to a network without classes; for a
+            setting out of its range.
     """
 
     shape: tuple[int, ...] = eqx.field(static=True)

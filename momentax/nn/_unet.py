@@ -55,7 +55,8 @@ class UNet(eqx.Module):
     Raises:
         ValueError: if `z` has other channels or a size that does not halve at every level (where a convolution halves
             it, any size will do), if `cond` is not what the network was built for, if `heads` does not divide the
-            channels, with both classes and text, and with fewer output than input channels.
+            channels, with both classes and text, with fewer output than input channels, and for a setting out of its
+            range.
     """
 
     channels: int = eqx.field(static=True)

@@ -54,7 +54,8 @@ class UViT(eqx.Module):
 
     Raises:
         ValueError: if `z` has other channels or a size that does not halve at every level, if `cond` is not what the
-            network was built for, if `heads` does not divide the channels, or with both classes and text.
+            network was built for, if `heads` does not divide the channels, with both classes and text, or for a setting
+            out of its range.
     """
 
     channels: int = eqx.field(static=True)
