@@ -10,6 +10,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._contract import check_key
 from ._number import check_real
 from ._shard import cut, whole
 
@@ -89,6 +90,7 @@ def estimate_preconditioner(
     Raises:
         ValueError: where there are no batches.
     """
+    check_key(key)
     _check_settings(b2, eps)
     adam = optax.scale_by_adam(b2=b2, eps=eps)
 

@@ -76,6 +76,16 @@ def test_what_the_command_says_on_its_way_can_be_read_in_a_file(finished):
     assert any(line.startswith("alternating: 6 of 6 updates, ") and ", student=" in line for line in lines)
 
 
+def test_the_command_makes_its_keys_under_any_default_of_keys(tmp_path):
+    """Of a run and of its samples, where the variable names one that the library refuses."""
+    np.savez(tmp_path / "eight.npz", x=np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8))
+    tiny = ["--teacher-updates", "2", "--updates", "2", "--batch", "4", "--samples", "16", "--k", "1"]
+    for arguments in (["distill", "--data", "eight.npz", *tiny], ["sample", "--samples", "2"]):
+        result = momentax(*arguments, "--output", "run", cwd=tmp_path, JAX_DEFAULT_PRNG_IMPL="rbg")
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
 def test_a_student_is_loaded_from_its_two_files_alone_and_draws(finished, tmp_path):
     for name in ("student.eqx", "student.json"):
         shutil.copyfile(finished / name, tmp_path / name)

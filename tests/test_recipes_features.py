@@ -2,6 +2,7 @@
 
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +74,16 @@ def test_the_classifier_learns_and_is_that_of_the_data_alone(brief, tmp_path):
         again, _ = taught(data, None, Folder(tmp_path / "one"))
     x = jnp.asarray(data.x)
     np.testing.assert_array_equal(jax.vmap(again)(x), jax.vmap(model)(x))
+
+
+def test_the_classifier_has_keys_of_its_own_under_any_default_of_keys(brief, tmp_path):
+    """It is trained on the same draws."""
+    data, models = halves(), []
+    for impl in ("threefry2x32", "rbg"):
+        (tmp_path / impl).mkdir()
+        with jax.default_prng_impl(impl):
+            models.append(taught(data, None, Folder(tmp_path / impl))[0])
+    assert eqx.tree_equal(*models)
 
 
 def test_another_data_set_or_split_has_another_classifier(brief, monkeypatch, tmp_path):

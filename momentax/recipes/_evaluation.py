@@ -15,6 +15,7 @@ import momentax as mm
 from ._data import Dataset
 from ._devices import at_once
 from ._figures import near
+from ._key import key_of
 from ._progress import parts
 from ._settings import KERNELS, SCHEDULES, Run
 
@@ -73,7 +74,7 @@ def _chunks(
     denoiser: Any, steps: int, schedule: str, kernel: Kernel, dataset: Dataset, samples: int, seed: int
 ) -> list[Callable[[], Float[np.ndarray, "m c h w"]]]:
     sampler = mm.ancestral_sampler(denoiser, steps, schedule=SCHEDULES[schedule](), kernel=kernel)
-    labels, keys = labels_like(dataset, samples, seed), jax.random.split(jax.random.key(seed), samples)
+    labels, keys = labels_like(dataset, samples, seed), jax.random.split(key_of(seed), samples)
 
     size = at_once(500, cached=64)
 

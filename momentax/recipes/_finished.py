@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -12,6 +11,7 @@ import momentax as mm
 from ._data import Dataset, load
 from ._evaluation import Kernel, draw
 from ._folder import Folder
+from ._key import key_of
 from ._presets import check_positive
 from ._program import command
 from ._settings import KERNELS, Draw, Run, from_json
@@ -59,7 +59,7 @@ def opened(config: Draw, samples: int) -> Finished:
     count = samples if config.samples is None else config.samples
     steps = settings.k if config.k is None else config.k
     check_positive(k=steps, samples=count)
-    model = given or network(dataset, jax.random.key(0), settings.network)
+    model = given or network(dataset, key_of(0), settings.network)
     if config.model != "teacher" or given is None:
         model = folder.read_weights(f"{config.model}.eqx", model)
     model = guide(settings, model) if config.model == "teacher" else model
