@@ -379,6 +379,7 @@ WRONG = {
     "still auxiliary": (["--auxiliary-rate", "0"], "needs --auxiliary-rate > 0"),
     "odd batch": (["--algorithm", "instant", "--batch", "7"], "needs an even --batch"),
     "few samples": (["--samples", "4"], "needs --samples >= 16"),
+    "few images": (["--data", "three.npz"], "needs at least 4 images to measure samples against; got 3 in three; add"),
     "unlabelled guidance": (["--data", "plain.npz", "--guidance", "1"], "needs labels for --guidance"),
     "odd sides": (["--data", "odd.npz"], "needs images of sides that divide by 4"),
     "output is a file": (["--output", "plain.npz"], "needs a folder for --output"),
@@ -392,11 +393,12 @@ def test_what_is_asked_wrongly_is_told_in_a_line_before_anything_is_written(name
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "plain.npz", x=rng.integers(0, 256, (20, 8, 8, 1), np.uint8))
     np.savez(tmp_path / "odd.npz", x=rng.integers(0, 256, (20, 10, 9, 3), np.uint8))
+    np.savez(tmp_path / "three.npz", x=rng.integers(0, 256, (3, 8, 8, 1), np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     arguments, words = WRONG[name]
     assert words in told("distill", *arguments)
-    assert {path.name for path in tmp_path.iterdir()} == {"plain.npz", "odd.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"plain.npz", "odd.npz", "three.npz"}
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
