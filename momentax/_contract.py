@@ -74,7 +74,7 @@ def check_numbers(name: str, x: Any) -> None:
 
 def at_least_single(x: Inexact[Array, "..."]) -> Inexact[Array, "..."]:
     """Half precision becomes float32; log-SNR and the coefficients follow the data's dtype."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    return x.astype(jnp.float32) if jnp.finfo(jnp.result_type(x)).bits < 32 else x
 
 
 _CONVERT = "use `jnp.asarray(x.numpy())` for a PyTorch tensor, `np.asarray(x)` of numbers for anything else"

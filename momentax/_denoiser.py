@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._contract import at_least_single, check_key
 from ._number import real_or_traced
 from ._schedule import AbstractSchedule, alpha, sigma
 from ._shard import gathering
@@ -82,8 +83,9 @@ class Denoiser(eqx.Module):
     r"""A network, what it predicts and the time it was trained with, as $\hat x(z, \ell, cond)$.
 
     Args:
-        net: `(z, t, cond) -> [*x]`, per example. Any dtype; what it returns is carried on in that of `z`. If it has
-            a parameter `key`, it is given the denoiser's by keyword.
+        net: `(z, t, cond) -> [*x]`, per example. Any dtype; it is given z and t in float32 or better, and what it
+            returns is carried on so, to be rounded to the dtype of `z` at the end. If it has a parameter `key`, it is
+            given the denoiser's by keyword.
         predict: one of the `predict_*` functions, or one of their type.
         time: from log-SNR to the network's own time, such as `DiscreteSchedule(alphas_cumprod).step`. None is the
             prediction's own convention: the log-SNR itself; for `predict_flow` tau; for `predict_edm` ln(sigma_e)/4.
@@ -104,7 +106,10 @@ class Denoiser(eqx.Module):
         *,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*x"]:
-        return self.predict(keyed(self.net, key), z, logsnr, self.time, cond)
+        if key is not None:
+            check_key(key)
+        wide = at_least_single(z), at_least_single(logsnr)
+        return self.predict(keyed(self.net, key), *wide, self.time, cond).astype(z.dtype)
 
 
 class AbstractStraightThrough(eqx.Module):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ._contract import at_least_single
 from ._denoiser import AbstractStraightThrough, keyed
 from ._fixed import fix, values
 from ._number import a_real
@@ -57,8 +58,9 @@ class _Guided(AbstractStraightThrough):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "*x"]:
         denoiser = keyed(self.denoiser, key)
-        bare, free = denoiser(z, logsnr, cond), denoiser(z, logsnr, values(self.null))
-        return _straight_through(bare, bare + self.scale * (bare - free))
+        wide = at_least_single(z)
+        bare, free = denoiser(wide, logsnr, cond), denoiser(wide, logsnr, values(self.null))
+        return _straight_through(bare, bare + self.scale * (bare - free)).astype(z.dtype)
 
 
 class _Clipped(AbstractStraightThrough):

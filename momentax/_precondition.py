@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._adam import check_settings, lambdas
-from ._contract import at_least_single
+from ._contract import at_least_single, check_key
 from ._shard import cut, whole
 
 
@@ -119,6 +119,7 @@ def estimate_preconditioner(
     Raises:
         ValueError: where there are no batches.
     """
+    check_key(key)
     check_settings(b2, eps)
     adam = optax.scale_by_adam(b2=b2, eps=eps)
 

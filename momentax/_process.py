@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._contract import at_least_single, check_key
 from ._number import a_real
 from ._schedule import alpha, sigma
 
@@ -24,12 +25,14 @@ class Gaussian(NamedTuple):
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "*x"]:
         r"""$\mu + \sigma\epsilon$, with $\epsilon$ standard normal in the mean's dtype."""
+        check_key(key)
         return self.mean + self.std * jax.random.normal(key, self.mean.shape, self.mean.dtype)
 
 
 def marginal(x: Float[Array, "*x"], logsnr: Float[Array, ""]) -> Gaussian:
     r"""$q(z_t | x) = N(\alpha_t x, \sigma_t^2)$, section 2.1 of Salimans et al. 2024."""
-    return Gaussian(alpha(logsnr) * x, sigma(logsnr))
+    wide = at_least_single(logsnr)
+    return _in_dtype(x, Gaussian(alpha(wide) * at_least_single(x), sigma(wide)))
 
 
 def conditional_posterior(
@@ -40,21 +43,21 @@ def conditional_posterior(
     With $r = \mathrm{SNR}_t / \mathrm{SNR}_s$: mean $\sqrt r\,\frac{\sigma_s}{\sigma_t} z_t + (1 - r)\,\alpha_s x$,
     variance $(1 - r)\,\sigma_s^2$; exact in float32 for log-SNRs in [-20, 20], at s = t too.
     """
-    return _bridge(z_t, x, (logsnr_t - logsnr_s) / 2, logsnr_s, logsnr_t)
+    return _bridge(z_t, x, _half_log_r, logsnr_s, logsnr_t)
 
 
 def ddim(
     z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]
 ) -> Gaussian:
     r"""The deterministic step $\alpha_s x + \sigma_s\,\hat\epsilon$: $\rho = 1$ (Song et al. 2021, equation 12)."""
-    return _bridge(z_t, x, jnp.zeros_like(logsnr_s), logsnr_s, logsnr_t)
+    return _bridge(z_t, x, lambda s, _: jnp.zeros_like(s), logsnr_s, logsnr_t)
 
 
 def renoise(
     z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]
 ) -> Gaussian:
     r"""$q(z_s | x)$, which forgets $z_t$: $\rho = 0$, the ablation of section 5.2 of Salimans et al. 2024."""
-    return _bridge(z_t, x, jnp.full_like(logsnr_s, -jnp.inf), logsnr_s, logsnr_t)
+    return _bridge(z_t, x, lambda s, _: jnp.full_like(s, -jnp.inf), logsnr_s, logsnr_t)
 
 
 def stochastic(eta: float):
@@ -85,10 +88,13 @@ class _Stochastic(eqx.Module):
     def __call__(
         self, z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]
     ) -> Gaussian:
+        return _bridge(z_t, x, self._log_rho, logsnr_s, logsnr_t)
+
+    def _log_rho(self, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]) -> Float[Array, ""]:
         log_r, eta2 = logsnr_t - logsnr_s, self.eta**2
         near = jnp.log1p(eta2 * jnp.expm1(jnp.maximum(log_r, -1)))
         far = jnp.log(1 - eta2 + eta2 * jnp.exp(jnp.minimum(log_r, -1)))
-        return _bridge(z_t, x, jnp.where(log_r > -1, near, far) / 2, logsnr_s, logsnr_t)
+        return jnp.where(log_r > -1, near, far) / 2
 
 
 class _Noisier(eqx.Module):
@@ -97,12 +103,25 @@ class _Noisier(eqx.Module):
     def __call__(
         self, z_t: Float[Array, "*x"], x: Float[Array, "*x"], *, logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]
     ) -> Gaussian:
-        posterior = conditional_posterior(z_t, x, logsnr_s=logsnr_s, logsnr_t=logsnr_t)
-        return Gaussian(posterior.mean, posterior.std * (sigma(logsnr_t) / sigma(logsnr_s)) ** self.gamma)
+        wide, s, t = at_least_single(z_t), at_least_single(logsnr_s), at_least_single(logsnr_t)
+        mean, std = conditional_posterior(wide, x, logsnr_s=s, logsnr_t=t)
+        return _in_dtype(z_t, Gaussian(mean, std * (sigma(t) / sigma(s)) ** self.gamma))
 
 
-def _bridge(z_t, x, log_rho, logsnr_s, logsnr_t) -> Gaussian:
-    kept = jnp.exp(log_rho) * sigma(logsnr_s) / sigma(logsnr_t)
-    fresh = -jnp.expm1(log_rho + (logsnr_t - logsnr_s) / 2)
-    std = sigma(logsnr_s) * jnp.sqrt(-jnp.expm1(2 * log_rho))
-    return Gaussian(kept * z_t + fresh * alpha(logsnr_s) * x, std)
+def _bridge(z_t, x, log_rho_of, logsnr_s, logsnr_t) -> Gaussian:
+    s, t = at_least_single(logsnr_s), at_least_single(logsnr_t)
+    log_rho = log_rho_of(s, t)
+    kept = jnp.exp(log_rho) * sigma(s) / sigma(t)
+    fresh = -jnp.expm1(log_rho + (t - s) / 2)
+    std = sigma(s) * jnp.sqrt(-jnp.expm1(2 * log_rho))
+    return _in_dtype(z_t, Gaussian(kept * at_least_single(z_t) + fresh * alpha(s) * at_least_single(x), std))
+
+
+def _half_log_r(logsnr_s: Float[Array, ""], logsnr_t: Float[Array, ""]) -> Float[Array, ""]:
+    return (logsnr_t - logsnr_s) / 2
+
+
+def _in_dtype(like: Float[Array, "*x"], wide: Gaussian) -> Gaussian:
+    """Rounded once, where the data are in half precision."""
+    half = jnp.finfo(jnp.result_type(like)).bits < 32
+    return Gaussian(*(part.astype(like.dtype) for part in wide)) if half else wide

@@ -11,17 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from ._contract import at_least_single
 from ._number import a_real, real
 
 
 def alpha(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
     r"""The signal's scale, $\alpha = \sqrt{\mathrm{sigmoid}(\ell)}$, variance preserving (Kingma et al. 2021)."""
-    return jnp.sqrt(jax.nn.sigmoid(logsnr))
+    return jnp.sqrt(jax.nn.sigmoid(at_least_single(logsnr))).astype(jnp.result_type(logsnr))
 
 
 def sigma(logsnr: Float[Array, "*s"]) -> Float[Array, "*s"]:
     r"""The noise's scale, $\sigma = \sqrt{\mathrm{sigmoid}(-\ell)}$, so that $\alpha^2 + \sigma^2 = 1$."""
-    return jnp.sqrt(jax.nn.sigmoid(-logsnr))
+    return jnp.sqrt(jax.nn.sigmoid(-at_least_single(logsnr))).astype(jnp.result_type(logsnr))
 
 
 class AbstractSchedule(eqx.Module):

@@ -23,12 +23,12 @@ def environment(devices: int = 1) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
-def momentax(*arguments, cwd, seconds=240, devices=1):
+def momentax(*arguments, cwd, seconds=240, devices=1, **variables):
     command = [sys.executable, "-c", RUN, *map(str, arguments)]
     told = {"capture_output": True, "text": True, "timeout": seconds}
     # Not where a process is killed, which may leave half an entry.
     compiled = {"JAX_COMPILATION_CACHE_DIR": CACHE, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
-    return subprocess.run(command, cwd=cwd, env=environment(devices) | compiled, check=False, **told)
+    return subprocess.run(command, cwd=cwd, env=environment(devices) | compiled | variables, check=False, **told)
 
 
 def told(*arguments) -> str:

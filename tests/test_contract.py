@@ -217,6 +217,21 @@ def test_a_tensor_is_refused_with_what_makes_an_array_of_it():
             BOUNDARY[name](NET, X, KEY, {"label": Tensor()})
 
 
+DRAWS = {
+    "Gaussian.sample": lambda key: mm.Gaussian(jnp.zeros(3), jnp.asarray(1.0)).sample(key),
+    "Denoiser": lambda key: mm.Denoiser(lambda z, t, cond, *, key: z)(jnp.zeros(3), jnp.asarray(0.0), key=key),
+    "estimate_preconditioner": lambda key: mm.estimate_preconditioner(mm.denoising_loss(), NET, [], key),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_draws_without_a_loss_demands_a_key_too(name):
+    with pytest.raises(ValueError, match=r"needs a key with independent draws .+threefry2x32"):
+        DRAWS[name](jax.random.key(0, impl="rbg"))
+    with pytest.raises(TypeError, match="needs a typed key"):
+        DRAWS[name](jax.random.PRNGKey(0))
+
+
 @pytest.mark.usefixtures("_as_users_run_it")
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_keys_whose_draws_depend_on_their_neighbours_are_refused(impl):

@@ -87,6 +87,21 @@ def test_every_prediction_of_the_exact_denoiser_is_its_x_hat(net, predict, z, lo
     np.testing.assert_allclose(found, EXACT(z, logsnr), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@every_language
+def test_a_denoiser_in_half_precision_is_that_in_double_rounded_once(net, predict, dtype):
+    r"""To a rounding of the dtype, and float32's own, which $1 / \alpha < 3000$ multiplies."""
+    half = momentax.Denoiser(lambda z, t, cond: 0.5 * z + t.astype(z.dtype) / 64, predict)
+    z = jax.random.normal(jax.random.key(0), (33, 3)).astype(dtype)
+    logsnr = jnp.linspace(-16, 16, 33).astype(dtype)
+    found = jax.vmap(half)(z, logsnr)
+    exact = jax.vmap(half)(z.astype(jnp.float64), logsnr.astype(jnp.float64))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(
+        found.astype(float), exact, rtol=0.51 * jnp.finfo(dtype).eps, atol=1e-3 * jnp.finfo(dtype).eps
+    )
+
+
 def _handed(denoiser, z, logsnr, cond=None):
     """What a network is called with: its input, its time, its conditioning."""
     calls = []

@@ -51,6 +51,39 @@ def _marginalised(kernel, pair):
     return kept * momentax.alpha(pair[1]) + fresh, kept**2 * jax.nn.sigmoid(-pair[1]) + std**2
 
 
+KERNELS = {
+    "posterior": momentax.conditional_posterior,
+    "ddim": momentax.ddim,
+    "renoise": momentax.renoise,
+    "stochastic": momentax.stochastic(0.5),
+    "noisier": momentax.noisier(0.3),
+    "marginal": lambda z, x, *, logsnr_s, logsnr_t: momentax.marginal(x, logsnr_s),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_a_kernel_in_half_precision_is_that_in_double_rounded_once(kernel, dtype):
+    """To a rounding of the dtype, float32's own, and float16's least number."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    z, x = (jax.random.normal(key, (25, 3)).astype(dtype) for key in keys)
+    s, t = (jnp.linspace(*ends, 25).astype(dtype) for ends in ((16, -16), (15, -20)))
+    applied = jax.vmap(lambda z, x, s, t: kernel(z, x, logsnr_s=s, logsnr_t=t))
+    found, exact = applied(z, x, s, t), applied(*(part.astype(jnp.float64) for part in (z, x, s, t)))
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(a.astype(float), b, rtol=0.51 * jnp.finfo(dtype).eps, atol=1e-6)
+    assert jax.vmap(lambda g: g.sample(keys[0]))(found).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_scales_of_a_log_snr_in_half_precision_are_rounded_once(dtype):
+    logsnr = jnp.linspace(-16, 16, 33).astype(dtype)
+    for scale in (momentax.alpha, momentax.sigma):
+        exact = scale(logsnr.astype(jnp.float64))
+        np.testing.assert_allclose(scale(logsnr).astype(float), exact, rtol=0.51 * jnp.finfo(dtype).eps)
+
+
 @given(logsnr_pairs)
 def test_the_posterior_is_bayes_rule_as_the_paper_prints_it(pair):
     r"""$|\delta\ell| \le 15\,\epsilon$ moves every coefficient by 15 $\epsilon$ at most, and roundings."""
@@ -228,5 +261,5 @@ def test_the_datas_dtype_is_kept(make, dtype):
 @pytest.mark.parametrize("make", [lambda number: momentax.stochastic(number), lambda number: momentax.noisier(number)])
 @pytest.mark.parametrize("number", [-0.1, 1.1, float("nan")])
 def test_settings_outside_the_unit_interval_are_refused(make, number):
-    with pytest.raises(ValueError, match=r"^needs .+; got .+; use .+"):
+    with pytest.raises(ValueError, match=r"^needs .+; got .+; .+"):
         make(number)

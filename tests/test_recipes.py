@@ -78,6 +78,16 @@ def test_what_the_command_says_on_its_way_can_be_read_in_a_file(finished):
     assert any(line.startswith("alternating: 6 of 6 updates, ") and ", student=" in line for line in lines)
 
 
+def test_the_command_makes_its_keys_under_any_default_of_keys(tmp_path):
+    """Of a run and of its samples, where the variable names one that the library refuses."""
+    np.savez(tmp_path / "eight.npz", x=np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8))
+    tiny = ["--teacher-updates", "2", "--updates", "2", "--batch", "4", "--samples", "16", "--k", "1"]
+    for arguments in (["distill", "--data", "eight.npz", *tiny], ["sample", "--samples", "2"]):
+        result = momentax(*arguments, "--output", "run", cwd=tmp_path, JAX_DEFAULT_PRNG_IMPL="rbg")
+        assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
 def test_a_student_is_loaded_from_its_two_files_alone_and_draws(finished, tmp_path):
     for name in ("student.eqx", "student.json"):
         shutil.copyfile(finished / name, tmp_path / name)
@@ -371,6 +381,7 @@ WRONG = {
     "still auxiliary": (["--auxiliary-rate", "0"], "needs --auxiliary-rate > 0"),
     "odd batch": (["--algorithm", "instant", "--batch", "7"], "needs an even --batch"),
     "few samples": (["--samples", "4"], "needs --samples >= 16"),
+    "few images": (["--data", "three.npz"], "needs at least 4 images to measure samples against; got 3 in three; add"),
     "unlabelled guidance": (["--data", "plain.npz", "--guidance", "1"], "needs labels for --guidance"),
     "odd sides": (["--data", "odd.npz"], "needs images of sides that divide by 4"),
     "output is a file": (["--output", "plain.npz"], "needs a folder for --output"),
@@ -384,11 +395,12 @@ def test_what_is_asked_wrongly_is_told_in_a_line_before_anything_is_written(name
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "plain.npz", x=rng.integers(0, 256, (20, 8, 8, 1), np.uint8))
     np.savez(tmp_path / "odd.npz", x=rng.integers(0, 256, (20, 10, 9, 3), np.uint8))
+    np.savez(tmp_path / "three.npz", x=rng.integers(0, 256, (3, 8, 8, 1), np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     arguments, words = WRONG[name]
     assert words in told("distill", *arguments)
-    assert {path.name for path in tmp_path.iterdir()} == {"plain.npz", "odd.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == {"plain.npz", "odd.npz", "three.npz"}
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

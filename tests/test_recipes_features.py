@@ -2,6 +2,7 @@
 
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from momentax.recipes._evaluation import distances
 from momentax.recipes._features import Features, _rows, features
 from momentax.recipes._figures import _floor, measured, reference
 from momentax.recipes._folder import Folder
-from momentax.recipes._presets import resolved
+from momentax.recipes._presets import check_images, resolved
 from momentax.recipes._settings import Distill, as_json
 from momentax.recipes._teacher import network
 
@@ -73,6 +74,16 @@ def test_the_classifier_learns_and_is_that_of_the_data_alone(brief, tmp_path):
         again, _ = taught(data, None, Folder(tmp_path / "one"))
     x = jnp.asarray(data.x)
     np.testing.assert_array_equal(jax.vmap(again)(x), jax.vmap(model)(x))
+
+
+def test_the_classifier_has_keys_of_its_own_under_any_default_of_keys(brief, tmp_path):
+    """It is trained on the same draws."""
+    data, models = halves(), []
+    for impl in ("threefry2x32", "rbg"):
+        (tmp_path / impl).mkdir()
+        with jax.default_prng_impl(impl):
+            models.append(taught(data, None, Folder(tmp_path / impl))[0])
+    assert eqx.tree_equal(*models)
 
 
 def test_another_data_set_or_split_has_another_classifier(brief, monkeypatch, tmp_path):
@@ -175,6 +186,27 @@ def test_few_samples_against_many_images_have_a_kernel_distance():
     assert np.isfinite(found["kernel_distance_stderr"])
 
 
+@pytest.mark.parametrize("n", [16, 5000])
+def test_the_fewest_images_that_are_taken_have_every_figure(n):
+    """Four for the report and twice four for a floor of disjoint parts; one less has none."""
+    samples = images(n, side=2)
+    for count, parts in ((4, 1), (8, 2)):
+        few = [Dataset("few", images(size, side=2), None, 0, "") for size in (count, count - 1)]
+        figure = [
+            lambda data: distances(samples, data),
+            lambda data: measured(reference(PIXELS, data, None, n, 4 * n), samples),
+        ][parts - 1]
+        check_images(few[0], parts)
+        found = figure(few[0])
+        assert all(
+            np.isfinite(value) for value in (found | found.get("floor", {})).values() if isinstance(value, float)
+        )
+        with pytest.raises(ValueError, match=f"needs at least {count} images .+; got {count - 1} in few; add more"):
+            check_images(few[1], parts)
+        with pytest.raises(ValueError, match="at least 4 rows"):
+            figure(few[1])
+
+
 @pytest.fixture
 def finished(tmp_path):
     """The folder of a run whose student has learnt nothing."""
@@ -233,6 +265,13 @@ def test_what_cannot_be_measured_is_told_before_anything_is_drawn(arguments, wor
     monkeypatch.setattr("momentax.recipes._finished.draw", lambda *_: pytest.fail("was drawn"))
     assert words in told("evaluate", "--output", finished, *arguments)
     assert not list(finished.glob("evaluation*"))
+
+
+def test_images_too_few_for_a_floor_are_told_before_anything_is_drawn(tmp_path):
+    few, test = Dataset("few", images(7), None, 0, ""), Dataset("few", images(4), None, 0, "")
+    with pytest.raises(ValueError, match="needs at least 8 images to measure samples against, and each half"):
+        features("pixels", few, None, Folder(tmp_path))
+    assert features("pixels", few, test, Folder(tmp_path)).told["features"].startswith("pixels")
 
 
 def test_images_that_do_not_suit_the_features_are_told(tmp_path):

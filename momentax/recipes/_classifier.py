@@ -14,6 +14,7 @@ from jaxtyping import Array, Float32, Int, PRNGKeyArray
 
 from ._data import Dataset
 from ._folder import Folder
+from ._key import key_of
 from ._progress import parts
 from ._state import player, updating
 from ._teacher import identity
@@ -65,7 +66,7 @@ def taught(dataset: Dataset, test: Dataset | None, folder: Folder) -> tuple[Clas
     train, test = _held_back(dataset) if test is None else (dataset, test)
     recipe = f"{identity(train)} {_UPDATES} {_BATCH} {_RATE} {_SEED}"
     name = f"classifier-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.eqx"
-    model = Classifier(train.x.shape[1:], train.num_classes, jax.random.key(_SEED))
+    model = Classifier(train.x.shape[1:], train.num_classes, key_of(_SEED))
     if folder.has(name):
         model = folder.read_weights(name, model)
     else:
@@ -97,7 +98,7 @@ def _trained(model: Classifier, dataset: Dataset) -> Classifier:
     from ._batches import batches  # Grain, which the help of the command can do without.
 
     optimizer = optax.adam(optax.cosine_decay_schedule(_RATE, _UPDATES))
-    state, update, key = player(model, optimizer), updating(optimizer), jax.random.key(_SEED)
+    state, update, key = player(model, optimizer), updating(optimizer), key_of(_SEED)
     with contextlib.closing(batches(dataset, _BATCH, _SEED, hidden=0.0)) as examples:
         for _ in parts(range(_UPDATES), f"a classifier of {dataset.name}"):
             x, labels = next(examples)

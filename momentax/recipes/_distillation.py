@@ -17,6 +17,7 @@ from ._figures import report_floor
 from ._folder import Folder
 from ._imported import imported, teacher_files
 from ._journal import Journal, clear, curves, distances
+from ._key import key_of
 from ._phases import Phase, distillation, teaching
 from ._plots import plot_curves, plot_samples
 from ._report import report, table
@@ -38,7 +39,7 @@ def distil(config: Run, start: Start, folder: Folder, run: dict[str, Any] | None
         run = begin(folder, config, start.dataset)
     else:
         print(f"going on with the unfinished run in {folder.path}", flush=True)
-    keys = jax.random.split(jax.random.key(config.seed), 3)
+    keys = jax.random.split(key_of(config.seed), 3)
     teacher, record = _teacher(config, start, folder, run, keys)
     student = _student(config, start.dataset, folder, run, teacher, keys[2])
     _describe(config, start, folder, teacher)

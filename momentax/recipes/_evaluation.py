@@ -15,6 +15,7 @@ import momentax as mm
 from ._data import Dataset
 from ._devices import at_once
 from ._figures import near
+from ._key import key_of
 from ._progress import parts
 from ._settings import KERNELS, Run, schedule_of
 from ._source import Outline
@@ -90,7 +91,7 @@ def _chunks(
 ) -> list[Callable[[], Float[np.ndarray, "m c h w"]]]:
     named = schedule_of(schedule, denoiser) if isinstance(schedule, str) else schedule
     sampler = mm.ancestral_sampler(denoiser, steps, schedule=named, kernel=kernel)
-    labels, keys = labels_like(like, samples, seed), jax.random.split(jax.random.key(seed), samples)
+    labels, keys = labels_like(like, samples, seed), jax.random.split(key_of(seed), samples)
 
     size = at_once(500, cached=64)
 

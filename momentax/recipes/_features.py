@@ -16,6 +16,7 @@ from ._data import Dataset
 from ._devices import at_once
 from ._efficientnet import EARLY, LATE, SIDE, read_efficientnet
 from ._folder import Folder
+from ._presets import check_images
 from ._progress import parts
 
 Images = Float32[np.ndarray, "n c h w"]
@@ -35,9 +36,10 @@ def features(name: str, dataset: Dataset, test: Dataset | None, folder: Folder) 
     """The features of that name for images of the data; what has to be trained or read for them is.
 
     Raises:
-        ValueError: where the images or labels do not suit them.
+        ValueError: where the images or labels do not suit them, or are too few for a floor of disjoint parts.
         FileNotFoundError: where a package is missing, with the command that fetches it.
     """
+    check_images(dataset, parts=2 if test is None else 1)
     return MAKERS[name](dataset, test, folder)
 
 

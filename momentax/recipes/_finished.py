@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -13,6 +12,7 @@ from momentax import description
 from ._evaluation import Kernel, draw
 from ._folder import Folder
 from ._imported import noted
+from ._key import key_of
 from ._presets import check_positive
 from ._program import command
 from ._settings import KERNELS, Draw, Evaluate, Run, from_json, schedule_of
@@ -103,7 +103,7 @@ def _older(folder: Folder, settings: Run, config: Draw) -> tuple[Outline, Any, m
             " older momentax; got neither; sample from the folder that the run was made from"
         ) from error
     _, dataset, _, given = start(folder, dataclasses.replace(settings, teacher=None), data)
-    model = given or network(dataset, jax.random.key(0), settings.network)
+    model = given or network(dataset, key_of(0), settings.network)
     if config.model != "teacher" or given is None:
         model = folder.read_weights(f"{config.model}.eqx", model)
     return Outline(dataset.x.shape[1:], dataset.y), model, schedule_of(settings.schedule, model)

@@ -78,6 +78,7 @@ def resolved(config: Distill, dataset: Dataset, teacher: Any = None) -> Run:
     if config.guidance and not dataset.num_classes:
         raise ValueError(f"needs labels for --guidance; got {dataset.name} without; do add y, or drop --guidance")
     check_enough(samples=config.samples)
+    check_images(dataset)
     _check_schedule(config, teacher)
     check_seed(config.seed)
     return config
@@ -168,6 +169,14 @@ def check_enough(**options: int) -> None:
     for name, value in options.items():
         if value < 16:
             raise ValueError(f"needs {flag(name)} >= 16; got {value}; do take more, 5000 for a stable distance")
+
+
+def check_images(dataset: Dataset, parts: int = 1) -> None:
+    """Demands as many images as distances take, four in each of so many disjoint parts."""
+    least, count = 4 * parts, len(dataset.x)
+    if count < least:
+        held = "to measure samples against" if parts == 1 else "to measure samples against, and each half by the other"
+        raise ValueError(f"needs at least {least} images {held}; got {count} in {dataset.name}; add more to the data")
 
 
 def preset_of(config: Distill, dataset: Dataset) -> Preset:
