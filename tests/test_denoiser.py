@@ -98,7 +98,7 @@ def test_a_denoiser_in_half_precision_is_that_in_double_rounded_once(net, predic
     exact = jax.vmap(half)(z.astype(jnp.float64), logsnr.astype(jnp.float64))
     assert found.dtype == dtype
     np.testing.assert_allclose(
-        found.astype(float), exact, rtol=0.51 * jnp.finfo(dtype).eps, atol=1e-3 * jnp.finfo(dtype).eps
+        found.astype(float), exact, rtol=0.51 * float(jnp.finfo(dtype).eps), atol=1e-3 * float(jnp.finfo(dtype).eps)
     )
 
 

@@ -36,6 +36,12 @@ def net(seed=0):
     return Net(Embedding(4, features=FourierFeatures(6, key=features_key), key=key))
 
 
+def frequencies(embedding):
+    features = embedding.features
+    assert isinstance(features, FourierFeatures)
+    return np.asarray(features.weight.value)
+
+
 def null():
     return Text(jnp.asarray([[0.1, -0.3, 2.0, 1.0]]), jnp.asarray([True]))
 
@@ -66,7 +72,7 @@ def moved():
 
 def test_decay_moves_a_network_and_not_its_fourier_frequencies(moved):
     before, after = (model.denoiser.net.embedding for model in moved)
-    assert np.asarray(after.features.weight.value).tobytes() == np.asarray(before.features.weight.value).tobytes()
+    assert frequencies(after).tobytes() == frequencies(before).tobytes()
     assert not jnp.allclose(after.inner.weight, before.inner.weight, rtol=1e-2)
 
 
@@ -78,7 +84,7 @@ def test_decay_does_not_move_the_text_of_guidance(moved):
 def test_fourier_frequencies_are_stored_with_the_network(tmp_path):
     """Another key's network becomes the one that was stored, its frequencies included."""
     first, other = net(0), net(1)
-    assert not jnp.array_equal(first.embedding.features.weight.value, other.embedding.features.weight.value)
+    assert not np.array_equal(frequencies(first.embedding), frequencies(other.embedding))
     save_safetensors(tmp_path / "net.safetensors", first)
     eqx.tree_serialise_leaves(tmp_path / "net.eqx", first)
     checkpoint.save(tmp_path / "saved", 1, first).wait()
@@ -100,16 +106,16 @@ def test_trained_frequencies_of_a_former_file_are_refused(tmp_path):
 
 
 def test_imported_fourier_frequencies_are_those_of_the_file():
-    frequencies = np.asarray([16.25, -3.0e-4, 40.125], np.float16)
+    stored = np.asarray([16.25, -3.0e-4, 40.125], np.float16)
     weight, bias = np.ones((4, 6), np.float32), np.zeros(4, np.float32)
-    arrays = {"time_proj.weight": frequencies, "time_embedding.linear_1.weight": weight}
+    arrays = {"time_proj.weight": stored, "time_embedding.linear_1.weight": weight}
     arrays |= {"time_embedding.linear_2.weight": weight[:, :4]}
     arrays |= {f"time_embedding.linear_{i}.bias": bias for i in (1, 2)}
     for like in (net().embedding, eqx.filter_eval_shape(net).embedding):
         reader = _UNetReader(Reader(Tensors(arrays, "a file")), False)
-        found = reader.embedding(like).features.weight.value
+        found = frequencies(reader.embedding(like))
         assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, frequencies)
+        np.testing.assert_array_equal(found, stored)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])

@@ -72,7 +72,7 @@ def test_a_kernel_in_half_precision_is_that_in_double_rounded_once(kernel, dtype
     found, exact = applied(z, x, s, t), applied(*(part.astype(jnp.float64) for part in (z, x, s, t)))
     for a, b in zip(found, exact, strict=True):
         assert a.dtype == dtype
-        np.testing.assert_allclose(a.astype(float), b, rtol=0.51 * jnp.finfo(dtype).eps, atol=1e-6)
+        np.testing.assert_allclose(a.astype(float), b, rtol=0.51 * float(jnp.finfo(dtype).eps), atol=1e-6)
     assert jax.vmap(lambda g: g.sample(keys[0]))(found).dtype == dtype
 
 
@@ -81,7 +81,7 @@ def test_scales_of_a_log_snr_in_half_precision_are_rounded_once(dtype):
     logsnr = jnp.linspace(-16, 16, 33).astype(dtype)
     for scale in (momentax.alpha, momentax.sigma):
         exact = scale(logsnr.astype(jnp.float64))
-        np.testing.assert_allclose(scale(logsnr).astype(float), exact, rtol=0.51 * jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(scale(logsnr).astype(float), exact, rtol=0.51 * float(jnp.finfo(dtype).eps))
 
 
 @given(logsnr_pairs)
