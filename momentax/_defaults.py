@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
 from ._denoiser import Denoiser, predict_eps, predict_score, predict_x, underlying
 from ._schedule import AbstractSchedule, KarrasSchedule, ends, truncated
 from ._weight import flat_weight, min_snr_weight, snr_weight, v_weight
@@ -62,10 +65,12 @@ def check_trained_range(schedule: AbstractSchedule, teacher: Callable[..., Any])
     Raises:
         ValueError: for a teacher that predicts the noise or the score, which is worthless there.
     """
-    trained, (low, _) = trained_under(teacher), ends(schedule)
-    if trained is None or low >= ends(trained)[0] - _TOLERANCE:
+    trained = trained_under(teacher)
+    if trained is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((schedule, trained))):
         return
-    least = ends(trained)[0]
+    low, least = ends(schedule)[0], ends(trained)[0]
+    if low >= least - _TOLERANCE:
+        return
     told = (
         f"needs rollouts within what the teacher was trained on, log-SNRs from {least:.4g} on; got"
         f" {type(schedule).__name__.strip('_')}, down to {low:.4g}; leave the schedule out, which takes the teacher's"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -74,4 +75,4 @@ def _in_single(*transforms: optax.GradientTransformation) -> optax.GradientTrans
 
 
 def _single(tree: PyTree[Any]) -> PyTree[Any]:
-    return jax.tree.map(lambda leaf: at_least_single(jnp.asarray(leaf)), tree)
+    return jax.tree.map(lambda leaf: at_least_single(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)

@@ -157,3 +157,25 @@ def test_steps_as_short_as_rounding_are_taken_without_a_nan():
         rollout = mm.Rollout(schedule, k=10**6, times=mm.uniform)
         draw = eqx.filter_jit(rollout)(lambda z, logsnr, cond=None: z, jnp.ones((20_000, 1), jnp.float32), KEY)
         assert bool(jnp.all(jnp.isfinite(draw.z)))
+
+
+def test_a_schedule_of_ones_own_may_hold_arrays_that_are_traced():
+    """Its range is not known then, and not held against the teacher's."""
+
+    class Moved(mm.AbstractSchedule):
+        shift: jax.Array
+
+        def logsnr(self, t):
+            return mm.KarrasSchedule().logsnr(t) + self.shift
+
+        def time(self, logsnr):
+            return mm.KarrasSchedule().time(logsnr - self.shift)
+
+    @eqx.filter_jit
+    def value(schedule, model):
+        return mm.instant(model, rollout=mm.Rollout(schedule))(model, X, KEY)
+
+    own = teacher(mm.predict_eps, LINEAR)
+    assert np.isfinite(value(Moved(jnp.asarray(1.0)), own))
+    with pytest.raises(ValueError, match="needs rollouts within what the teacher was trained on"):
+        mm.instant(own, rollout=mm.Rollout(Moved(jnp.asarray(-9.0))))

@@ -69,7 +69,8 @@ def made(name: str, hollow: bool = False, **changes: Any):
     if name == "teacher":
         phase = teaching(config, DATA, network(), key)
     else:
-        phase = distillation(dataclasses.replace(config, algorithm=name), DATA, mm.Denoiser(net), key)
+        teacher = mm.Denoiser(net, schedule=mm.CosineSchedule())
+        phase = distillation(dataclasses.replace(config, algorithm=name), DATA, teacher, key)
     OPENED.callback(phase.examples.close)
     return phase, phase.examples.get_state()
 
@@ -169,7 +170,7 @@ def alike(optimizer):
 
 def plainly(optimizers, turns):
     """Algorithm 2 as it is written, with optax's own updates, of those whose turn it is; the players after it."""
-    teacher, names = mm.Denoiser(network().net), ("student", "auxiliary")
+    teacher, names = mm.Denoiser(network().net, schedule=mm.CosineSchedule()), ("student", "auxiliary")
     players = dict.fromkeys(names, teacher)
     states = {name: own.init(eqx.filter(teacher, eqx.is_inexact_array)) for name, own in optimizers.items()}
     updates = {name: eqx.filter_jit(functools.partial(_plain, own)) for name, own in optimizers.items()}
