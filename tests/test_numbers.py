@@ -241,6 +241,8 @@ def test_numbers_outside_their_range_and_what_is_none_are_refused(name):
 
 
 USUAL = {
+    "b2": 0.9,
+    "eps": 1e-8,
     "alphas_cumprod": 0.5,
     "multipliers": 2,
     "losses": 0.5,
